@@ -1,0 +1,20 @@
+"""`celery -A proj env ...`: what an operator types. Nobody imports this package; Celery finds it as an entry point."""
+
+from __future__ import annotations
+
+import click
+
+from .show import list_command, status_command, explain_command
+from .up import down_command, up_command
+from .worker import worker_command
+
+__all__ = ["env"]
+
+
+@click.group(name="env", help="Environments: warm replicas behind dedicated queues.")
+def env() -> None:
+    """The group of commands."""
+
+
+for command in (worker_command, up_command, down_command, list_command, status_command, explain_command):
+    env.add_command(command)

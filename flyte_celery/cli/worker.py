@@ -1,0 +1,59 @@
+"""`celery -A proj env worker ENV`: a Celery worker for one environment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from celery.bin.base import CeleryCommand
+from celery.bin.worker import worker as celery_worker
+
+from ..environment import environments
+from .options import worker_options
+
+#: Options of `celery worker` that mean the same for an environment's worker. What is missing chooses queues, a pool
+#: or its size, which are the environment's.
+KEPT = frozenset(
+    {
+        "hostname", "detach", "statedb", "loglevel", "optimization", "task_events", "without_heartbeat",
+        "heartbeat_interval", "time_limit", "soft_time_limit", "max_tasks_per_child", "purge", "include", "logfile",
+        "pidfile", "uid", "gid", "umask", "workdir", "executable", "concurrency",
+    }
+)  # fmt: skip
+
+
+def known_environment(name: str, app: Any) -> str:
+    """The environment's name, after importing everything that may define it.
+
+    Raises:
+        click.UsageError: There is none; names those that there are.
+    """
+    app.loader.import_default_modules()
+    app.finalize()
+    known = environments()
+    if name not in known:
+        there = f"It has {', '.join(sorted(known))}." if known else "It defines none: is their module imported?"
+        raise click.UsageError(f"The app {app.main!r} has no environment {name!r}. {there}")
+    return name
+
+
+@click.pass_context
+def _worker(ctx: click.Context, environment: str, **options: Any) -> None:
+    """Start a worker for one environment: its queue, its replicas, its autoscaler."""
+    app = ctx.obj.app
+    name = known_environment(environment, app)
+    if app.amqp.queues.get(name) is None:
+        app.amqp.queues.add(app.amqp.queues.new_missing(name))
+    ctx.invoke(celery_worker, queues=[name], **{key: value for key, value in options.items() if value is not None})
+
+
+worker_command = CeleryCommand(
+    "worker",
+    callback=_worker,
+    help=_worker.__doc__,
+    params=[
+        click.Argument(["environment"], metavar="ENV"),
+        *[option for option in celery_worker.params if option.name in KEPT],
+        *worker_options(),
+    ],
+)

@@ -1,0 +1,150 @@
+"""The Celery task behind a decorated function: what Celery registers, routes, traces and retries.
+
+There is one class per task, made when the app is finalized, on top of the app's own `Task` class, so that custom
+task classes (Django's, yours) keep working.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from celery.app.autoretry import add_autoretry_behaviour
+from celery.exceptions import Ignore, Reject, Retry
+
+from .. import context
+from ..errors import NonRecoverableError, RuntimeUserError
+from .results import EnvironmentResult
+
+if TYPE_CHECKING:
+    from celery import Celery, Task
+    from kombu import Queue
+
+    from ..task import TaskTemplate
+
+
+class EnvironmentTask:
+    """Behaviour that every environment's task has, mixed into the app's own `Task` class."""
+
+    template: TaskTemplate[Any, Any]
+    #: Called before a message is published: starts the bundled broker when that is what the app uses.
+    before_publish: Callable[[], None]
+
+    # A task is acknowledged when its result is stored, and given back when its replica dies: nothing is lost while
+    # the worker lives. These are attributes of environment tasks alone; the app's defaults stay as they are.
+    acks_late = True
+    reject_on_worker_lost = True
+    # The template's typed signature checks arguments, and better than by number.
+    typing = False
+
+    if TYPE_CHECKING:
+        name: str
+        request: Any
+        max_retries: int | None
+
+        def retry(self, **options: Any) -> Exception: ...
+        def _get_app(self) -> Celery: ...
+        @property
+        def backend(self) -> Any: ...
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """Validate the arguments by the task's signature and submit.
+
+        Raises:
+            TypeError: An argument does not fit; names the task, the parameter, the expected type and the value.
+        """
+        args, kwargs = self.template.dump_call(tuple(args or ()), dict(kwargs or {}))
+        type(self).before_publish()
+        return super().apply_async(args, kwargs, **options)  # type: ignore[misc]
+
+    def AsyncResult(self, task_id: str, **options: Any) -> EnvironmentResult:  # noqa: N802  # Celery's name
+        """The result of a call by its id, with the task's return type."""
+        app = self._get_app()
+        result = EnvironmentResult(task_id, backend=self.backend, task_name=self.name, app=app, **options)
+        result.template = self.template
+        return result
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the function: called by Celery's tracer, in a replica, with JSON-native arguments.
+
+        Returns:
+            The JSON-native result.
+        """
+        template = self.template
+        if self.request.called_directly:
+            return template.func(*args, **kwargs)
+        args, kwargs = template.load_call(args, kwargs)
+        if template.bind:
+            args = (self, *args)
+        with _running(self):
+            try:
+                value = template.func(*args, **kwargs)
+                if template.is_async:
+                    value = context.run_coroutine(value)
+            except (Retry, Ignore, Reject, NonRecoverableError):
+                raise
+            except (SystemExit, KeyboardInterrupt) as exc:
+                # The process is shared: a task may fail, it may not end its neighbours.
+                raise RuntimeUserError(
+                    type(exc).__name__,
+                    f"The task {self.name} called sys.exit({exc}); raise an exception, or return, instead.",
+                ) from exc
+            except Exception as exc:
+                self._retry_by_strategy(exc)
+                raise
+            return template.dump_result(value)
+
+    def _retry_by_strategy(self, exc: Exception) -> None:
+        """Retry a user's failure as the task's `RetryStrategy` says; raises Celery's `Retry` when it does."""
+        strategy = self.template.retries
+        done = self.request.retries
+        if strategy is None or done >= strategy.count:
+            return
+        delay = strategy.backoff.compute_delay(done).total_seconds() if strategy.backoff else 0.0
+        raise self.retry(exc=exc, countdown=delay, max_retries=strategy.count)
+
+
+@contextmanager
+def _running(task: EnvironmentTask) -> Iterator[None]:
+    """Have `flyte.ctx()` tell of this task while its body runs."""
+    request = task.request
+    run = context.RunContext.of_task(
+        task_id=request.id,
+        root_id=request.root_id or request.id,
+        environment=task.template.parent_env_name,
+        attempt_number=request.retries,
+        is_async=task.template.is_async,
+        headers=request.headers or {},
+        hostname=request.hostname,
+    )
+    token = context.current_run.set(run)
+    try:
+        yield
+    finally:
+        context.current_run.reset(token)
+
+
+def make_task(
+    app: Celery, template: TaskTemplate[Any, Any], queue: Queue, before_publish: Callable[[], None]
+) -> Task:
+    """Make the Celery task of a template and register it with the app, in place of an earlier one of that name."""
+    options = dict(template.celery_options)
+    attributes = {
+        **options,
+        "name": template.name,
+        "template": template,
+        "before_publish": staticmethod(before_publish),
+        "queue": queue,
+        "__module__": template.func.__module__,
+        "__doc__": template.func.__doc__,
+        "__wrapped__": template.func,
+    }
+    cls = type(template.func.__name__, (EnvironmentTask, app.Task), attributes)
+    app.tasks.pop(template.name, None)
+    task = cls()
+    add_autoretry_behaviour(task, **options)
+    app.tasks[template.name] = task
+    task._app = app
+    task.bind(app)
+    return task

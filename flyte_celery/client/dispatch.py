@@ -1,0 +1,158 @@
+"""The one publish path: `.delay`, `flyte.run`, `await child(x)` and `flyte.map` all end here."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from celery import states
+from celery.exceptions import TaskRevokedError, TimeLimitExceeded, WorkerLostError
+
+from .. import context, embedded, errors
+from ..environment import environments
+from . import local
+from .celery_task import make_task
+from .results import Meta, waiter_of
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from ..task import TaskTemplate
+
+    AnyTask = TaskTemplate[Any, Any]
+
+
+class CeleryDispatcher:
+    """Submits an app's environment tasks.
+
+    Args:
+        app: The Celery app.
+        embedded_home: Project directory of the bundled Redis, when that is the broker.
+    """
+
+    def __init__(self, app: Celery, embedded_home: Path | None = None) -> None:
+        self.app = app
+        self.embedded_home = embedded_home
+        self._broker_started = False
+
+    # -- Registration ------------------------------------------------------------------------------------------------
+
+    def register_all(self, **_: Any) -> None:
+        """Register every task that is defined so far; the app has just been finalized."""
+        for environment in environments().values():
+            for task in environment.tasks.values():
+                self.registered(task)
+
+    def registered(self, task: AnyTask) -> None:
+        """A task was defined; before the app is finalized it only waits for `register_all`."""
+        if self.app.finalized:
+            from .install import environment_queue
+
+            make_task(self.app, task, environment_queue(self.app, task.parent_env_name), self.ensure_broker)
+
+    def celery_task(self, task: AnyTask) -> Any:
+        """The registered Celery task of a template."""
+        return self.app.tasks[task.name]
+
+    def ensure_broker(self) -> None:
+        """Start the bundled Redis when it is this app's broker and does not run."""
+        if self.embedded_home is not None and not self._broker_started:
+            embedded.start(self.embedded_home)
+            self._broker_started = True
+
+    @property
+    def has_broker(self) -> bool:
+        """Whether there is somewhere to submit to: a configured broker, or a bundled Redis that runs."""
+        if self.embedded_home is not None:
+            return embedded.running(self.embedded_home) is not None
+        return bool(self.app.conf.broker_url or self.app.conf.broker_write_url)
+
+    # -- Celery's face -----------------------------------------------------------------------------------------------
+
+    def apply_async(
+        self, task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any] | None, options: dict[str, Any]
+    ) -> Any:
+        """Submit, and return the result's handle."""
+        return self.celery_task(task).apply_async(args, kwargs, **{**_overridden(task), **options})
+
+    def signature(
+        self, task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any]
+    ) -> Any:
+        """A Celery signature; its arguments are in JSON form already, because signatures travel inside messages."""
+        args, kwargs = task.dump_partial(args, kwargs)
+        immutable = options.pop("immutable", False)
+        return self.celery_task(task).signature(
+            args, kwargs, immutable=immutable, **{**_overridden(task), **options}
+        )
+
+    # -- Flyte's face ------------------------------------------------------------------------------------------------
+
+    def call(self, task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Submit a child from a sync task and wait for its value."""
+        if _is_local():
+            return local.call(task, args, kwargs)
+        result = self.apply_async(task, args, kwargs, {})
+        meta = waiter_of(result.backend).wait(result.id).result()
+        return value_of(task, meta)
+
+    async def call_async(self, task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Submit a child from an async task and wait for its value; cancelling the wait revokes the child."""
+        if _is_local():
+            return await local.call_async(task, args, kwargs)
+        result = self.apply_async(task, args, kwargs, {})
+        return await self.outcome(task, result)
+
+    async def outcome(self, task: AnyTask, result: Any) -> Any:
+        """Wait for a submitted call on the event loop; cancelling the wait revokes it."""
+        try:
+            meta = await asyncio.wrap_future(waiter_of(result.backend).wait(result.id))
+        except asyncio.CancelledError:
+            revoke = functools.partial(self.app.control.revoke, result.id, terminate=True)
+            asyncio.get_running_loop().run_in_executor(None, revoke)
+            raise
+        return value_of(task, meta)
+
+
+def value_of(task: AnyTask, meta: Meta) -> Any:
+    """The value of a finished call, with the task's return type.
+
+    Raises:
+        flyte_celery.errors.RuntimeUserError: The task failed; also an instance of the class that it raised.
+        flyte_celery.errors.RuntimeSystemError: The platform failed it.
+    """
+    if meta["status"] == states.SUCCESS:
+        return task.load_result(meta["result"])
+    raise failure(meta)
+
+
+def failure(meta: Meta) -> errors.BaseRuntimeError:
+    """A failed call as Flyte's face raises it."""
+    original = meta["result"]
+    if not isinstance(original, BaseException):
+        original = RuntimeError(repr(original))
+    code = getattr(original, "code", None) or type(original).__name__
+    kind = getattr(original, "kind", "user")
+    message = getattr(original, "root_cause_message", None) or str(original)
+    match original:
+        case WorkerLostError():
+            kind, code = "system", "WorkerLost"
+        case TaskRevokedError():
+            return errors.ActionAbortedError(f"The task was revoked: {message}")
+        case TimeLimitExceeded():
+            return errors.MaxRuntimeExceededError(f"The task ran over its time limit: {message}")
+    return errors.raised(kind, str(code), message, traceback=meta.get("traceback"), original=original)
+
+
+def _is_local() -> bool:
+    run = context.current_run.get()
+    return run is not None and run.mode == "local"
+
+
+def _overridden(task: AnyTask) -> dict[str, Any]:
+    """What an overridden template asks of its message."""
+    options: dict[str, Any] = {}
+    if task.short_name and task.short_name != task.func.__name__:
+        options["shadow"] = task.short_name
+    return options

@@ -1,0 +1,82 @@
+"""Running tasks in this process: what `flyte.run` does without a broker, as Flyte does without a client.
+
+Nested calls, retries and typed inputs work as in a real run; caching, timeouts and environment variables do not
+exist here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from .. import context, errors
+
+if TYPE_CHECKING:
+    from ..task import TaskTemplate
+
+    AnyTask = TaskTemplate[Any, Any]
+
+#: Seconds before the first retry of a task without a `Backoff`; doubles with each.
+FIRST_RETRY_DELAY = 0.5
+
+
+def call(task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a task here and wait for it; its failure arrives as from a real run."""
+    attempt = 0
+    while True:
+        try:
+            with _running(task, attempt):
+                value = task.func(*args, **kwargs)
+                return context.run_coroutine(value) if task.is_async else value
+        except Exception as exc:
+            delay = _retry_delay(task, exc, attempt)
+            if delay is None:
+                raise failure(exc) from exc
+            time.sleep(delay)
+            attempt += 1
+
+
+async def call_async(task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a task here without blocking the event loop; a sync body runs in a thread."""
+    attempt = 0
+    while True:
+        try:
+            with _running(task, attempt):
+                if task.is_async:
+                    return await task.func(*args, **kwargs)
+                return await asyncio.to_thread(task.func, *args, **kwargs)
+        except Exception as exc:
+            delay = _retry_delay(task, exc, attempt)
+            if delay is None:
+                raise failure(exc) from exc
+            await asyncio.sleep(delay)
+            attempt += 1
+
+
+def failure(exc: Exception) -> BaseException:
+    """An exception of a body as a caller in a run sees it."""
+    if isinstance(exc, errors.BaseRuntimeError):
+        return exc
+    return errors.raised("user", type(exc).__name__, str(exc), original=exc)
+
+
+def _retry_delay(task: AnyTask, exc: Exception, attempt: int) -> float | None:
+    strategy = task.retries
+    if strategy is None or attempt >= strategy.count or isinstance(exc, errors.NonRecoverableError):
+        return None
+    if strategy.backoff is not None:
+        return strategy.backoff.compute_delay(attempt).total_seconds()
+    return float(FIRST_RETRY_DELAY * 2**attempt)
+
+
+@contextmanager
+def _running(task: AnyTask, attempt: int) -> Iterator[None]:
+    run = context.RunContext.local(environment=task.parent_env_name, task=task.name, is_async=task.is_async)
+    token = context.current_run.set(run)
+    try:
+        yield
+    finally:
+        context.current_run.reset(token)

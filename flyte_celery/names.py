@@ -1,0 +1,99 @@
+"""All names in one place: environments, tasks, queues, workers and Redis keys.
+
+```
+environment   my-env                          [a-z0-9] words joined by single - or _
+task          my-env.function                 environment, a dot, the function's name
+queue         my-env                          the environment's name
+worker        my-env@host                     Celery's node name
+Redis         my-env, my-env\\x06\\x163, ...    kombu's lists of the queue, one per priority step
+              flyte-celery:...                everything else that this package keeps there
+```
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_ENVIRONMENT = re.compile(r"[a-z0-9]+([_-][a-z0-9]+)*")
+
+#: Every Redis key of this package starts with it; the lists of a queue are kombu's and do not.
+PREFIX = "flyte-celery:"
+
+#: Key in a message's headers for what `custom_context` hands to child tasks.
+CUSTOM_CONTEXT_HEADER = "flyte_celery_custom_context"
+
+#: kombu's defaults for its Redis transport options `priority_steps` and `sep` (kombu 5.7).
+PRIORITY_STEPS = (0, 3, 6, 9)
+PRIORITY_SEPARATOR = "\x06\x16"
+
+
+def check_environment_name(name: object) -> str:
+    """Accept a valid environment name.
+
+    Returns:
+        The name.
+
+    Raises:
+        TypeError: If it is no string.
+        ValueError: If it is not lower-case words of letters and digits joined by single `-` or `_`.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"The name of an environment must be a str, got {name!r} ({type(name).__name__}).")
+    if _ENVIRONMENT.fullmatch(name) is None:
+        raise ValueError(
+            f"The environment name {name!r} is not valid: use lower-case ASCII letters and digits, in words joined by "
+            "a single '-' or '_', such as 'my-env' or 'my_env_2'."
+        )
+    return name
+
+
+def task_name(environment: str, function: str) -> str:
+    """The fully-qualified name of a task, which is also its name in Celery: `environment.function`."""
+    return f"{environment}.{function}"
+
+
+def split_task_name(name: str) -> tuple[str, str] | None:
+    """The environment and function of a task's name; None when no environment's task can have that name.
+
+    A plain Celery task such as `tasks.add` has the same form, so a result names an environment that may not exist.
+    """
+    environment, _, function = name.partition(".")
+    if not function or "." in function or _ENVIRONMENT.fullmatch(environment) is None:
+        return None
+    return environment, function
+
+
+def queue_name(environment: str) -> str:
+    """The queue of an environment."""
+    return environment
+
+
+def worker_name(environment: str, host: str) -> str:
+    """The node name of an environment's worker, as Celery and Flower show it."""
+    return f"{environment}@{host}"
+
+
+def priority_lists(
+    queue: str, steps: Sequence[int] = PRIORITY_STEPS, separator: str = PRIORITY_SEPARATOR
+) -> tuple[str, ...]:
+    """The Redis lists that kombu keeps a queue in, most urgent first.
+
+    The depth of a queue is the sum of their lengths: a reader of the first alone strands work.
+
+    Args:
+        queue: Name of the queue.
+        steps: kombu's transport option `priority_steps`, ascending. kombu's Redis transport takes 0 as most urgent.
+        separator: kombu's transport option `sep`.
+    """
+    return tuple(f"{queue}{separator}{step}" if step else queue for step in steps)
+
+
+def environments_key() -> str:
+    """The catalogue of environments: a hash of environment name to its description in JSON."""
+    return f"{PREFIX}environments"
+
+
+def status_key(environment: str) -> str:
+    """What the workers of an environment last said about themselves: a hash of worker name to JSON."""
+    return f"{PREFIX}status:{environment}"

@@ -1,0 +1,162 @@
+"""The bridge between Celery's synchronous tracer and the replica's event loop.
+
+The tracer (`celery.app.trace`) is a plain function that calls `task.run()` and wants a value back. It runs here,
+unmodified, in a greenlet per task: when `run()` meets a coroutine it switches to the event loop, which awaits the
+coroutine like any other and switches back with the outcome. So there is no thread per task, and retries, signals,
+links and result states stay Celery's own. SQLAlchemy's asyncio layer works the same way.
+
+Celery keeps "the current task" and its request on stacks per greenlet. The body, and every asyncio task that it
+starts, runs outside the tracer's greenlet, so those stacks are carried along (`Carried`): they are pushed for each
+step of the coroutine and popped after it. `current_task`, `self.request` and the parent ids of tasks that the body
+submits are right under any concurrency.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, TypeVar
+
+from celery._state import _task_stack
+from greenlet import getcurrent, greenlet
+
+T = TypeVar("T")
+
+#: The Celery task and request that the running asyncio task works for.
+_carried: contextvars.ContextVar[tuple[Any, Any] | None] = contextvars.ContextVar("flyte_celery_carried", default=None)
+
+
+class _Tracer(greenlet):
+    """A greenlet that runs the tracer; it sees the context variables of the asyncio task that drives it."""
+
+    def __init__(self, function: Callable[..., Any], driver: greenlet) -> None:
+        super().__init__(function, driver)
+        self.gr_context = driver.gr_context
+        #: The coroutine of the body while it is awaited.
+        self.body: Carried | None = None
+
+
+class Carried(Coroutine[Any, Any, Any]):
+    """A coroutine that has Celery's stacks in place during each of its steps."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], task: Any, request: Any) -> None:
+        self._coroutine = coroutine
+        self._task = task
+        self._request = request
+        #: An exception to deliver in place of the next `CancelledError` (a soft time limit).
+        self.instead_of_cancel: BaseException | None = None
+        self.__name__ = getattr(coroutine, "__name__", type(coroutine).__name__)
+        self.__qualname__ = getattr(coroutine, "__qualname__", self.__name__)
+
+    def send(self, value: Any) -> Any:
+        """Resume the coroutine for one step."""
+        return self._step(self._coroutine.send, value)
+
+    def throw(self, exc: Any, *rest: Any) -> Any:
+        """Raise in the coroutine."""
+        if self.instead_of_cancel is not None and isinstance(exc, asyncio.CancelledError):
+            exc, self.instead_of_cancel = self.instead_of_cancel, None
+        return self._step(self._coroutine.throw, exc, *rest)
+
+    def close(self) -> None:
+        """End the coroutine before its time."""
+        self._step(self._coroutine.close)
+
+    def _step(self, step: Callable[..., Any], *args: Any) -> Any:
+        _task_stack.push(self._task)
+        self._task.request_stack.push(self._request)
+        try:
+            return step(*args)
+        finally:
+            self._task.request_stack.pop()
+            _task_stack.pop()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self  # type: ignore[return-value]  # it has what the await protocol uses: __next__, send, throw, close
+
+    def __iter__(self) -> Carried:
+        return self
+
+    def __next__(self) -> Any:
+        return self.send(None)
+
+    @property
+    def cr_frame(self) -> Any:
+        """The body's frame, for asyncio's stack printing."""
+        return getattr(self._coroutine, "cr_frame", None)
+
+    @property
+    def cr_running(self) -> bool:
+        """Whether the body is executing right now, for asyncio's stack printing."""
+        return bool(getattr(self._coroutine, "cr_running", False))
+
+    @property
+    def cr_code(self) -> Any:
+        """The body's code, for asyncio's stack printing."""
+        return getattr(self._coroutine, "cr_code", None)
+
+    @property
+    def cr_await(self) -> Any:
+        """What the body awaits, for asyncio's stack printing."""
+        return getattr(self._coroutine, "cr_await", None)
+
+
+class Call:
+    """One run of a synchronous function that may await: `await Call(tracer, ...).run()` from the event loop."""
+
+    def __init__(self, function: Callable[..., T], *args: Any) -> None:
+        self._function = function
+        self._args = args
+        self._greenlet: _Tracer | None = None
+
+    async def run(self) -> Any:
+        """Drive the function to its end, awaiting on the loop what it hands over with `wait`."""
+        tracer = self._greenlet = _Tracer(self._function, getcurrent())
+        handed = tracer.switch(*self._args)
+        while not tracer.dead:
+            try:
+                value = await handed
+            except BaseException as exc:
+                handed = tracer.throw(exc)
+            else:
+                handed = tracer.switch(value)
+        return handed
+
+    def replace_cancel(self, exc: BaseException) -> None:
+        """Let the next cancellation arrive in the body as `exc`."""
+        if self._greenlet is not None and self._greenlet.body is not None:
+            self._greenlet.body.instead_of_cancel = exc
+
+
+def wait(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a task's coroutine on the event loop and return its value; called by the tracer's greenlet.
+
+    Raises:
+        RuntimeError: Called outside a tracer that is driven by the event loop.
+    """
+    tracer = getcurrent()
+    if not isinstance(tracer, _Tracer) or tracer.parent is None:
+        coroutine.close()
+        raise RuntimeError("An async body can only be awaited by a replica that runs its task on the event loop.")
+    task = _task_stack.top
+    request = task.request_stack.top if task is not None else None
+    if task is None:
+        return tracer.parent.switch(coroutine)  # type: ignore[no-any-return]
+    body = tracer.body = Carried(coroutine, task, request)
+    token = _carried.set((task, request))
+    try:
+        return tracer.parent.switch(body)  # type: ignore[no-any-return]
+    finally:
+        _carried.reset(token)
+        tracer.body = None
+
+
+def task_factory(
+    loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any
+) -> asyncio.Task[Any]:
+    """Make asyncio tasks that a body starts (`gather`, `create_task`) carry the body's Celery task along."""
+    carried = _carried.get()
+    if carried is not None and not isinstance(coroutine, Carried):
+        coroutine = Carried(coroutine, *carried)
+    return asyncio.Task(coroutine, loop=loop, **options)

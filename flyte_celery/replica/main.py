@@ -1,0 +1,246 @@
+"""A replica: one warm process that runs tasks until it is told to stop.
+
+It is a fork of the launcher (`preload`), or for device environments a fresh interpreter (`python -m` this module).
+Its one event loop lives as long as the process, so whatever a task or a start-up hook opens on it stays valid. Where
+the environment has sync tasks the loop has a thread of its own and sync bodies get the main thread; otherwise the
+loop runs on the main thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import pickle
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from typing import Any
+
+from celery import signals
+from celery.app.trace import build_tracer, setup_worker_optimizations
+from celery.utils.log import get_logger
+
+from .. import context
+from ..environment import Hook, TaskEnvironment, environments
+from ..supervisor.wire import Line
+from . import bridge, wire
+from .application import load
+from .execute import Job, MainThread, install_soft_timeout_signal
+from .plan import ReplicaPlan
+
+logger = get_logger("flyte_celery.replica")
+
+#: Exit code of a replica whose start-up failed; it has told the worker why.
+EXIT_START_FAILED = 3
+
+_PR_SET_PDEATHSIG = 1
+
+
+def run(sock: socket.socket, plan: ReplicaPlan, app: Any, number: int) -> int:
+    """The whole life of a replica's process.
+
+    Returns:
+        The exit code.
+    """
+    _die_with_parent()
+    _initialise(plan, app)
+    environment = environments()[plan.environment]
+    replica = Replica(sock, plan, app, number, environment)
+    if all(task.is_async for task in environment.tasks.values()):
+        return _run(replica)
+    replica.main_thread = main_thread = MainThread()
+    codes: list[int] = []
+
+    def serve() -> None:
+        try:
+            codes.append(_run(replica))
+        finally:
+            main_thread.close()
+
+    loop_thread = threading.Thread(target=serve, name="flyte-celery-loop", daemon=True)
+    loop_thread.start()
+    main_thread.run_until_closed()
+    loop_thread.join()
+    return codes[0] if codes else 1
+
+
+def leave(code: int) -> None:
+    """End this process without the exit handlers that it inherited from the launcher."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _run(replica: Replica) -> int:
+    with asyncio.Runner(loop_factory=_new_loop) as runner:
+        return runner.run(replica.serve())
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    loop.set_task_factory(bridge.task_factory)
+    return loop
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to kill this process when the launcher dies, however busy the process is by then (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _initialise(plan: ReplicaPlan, app: Any) -> None:
+    """What Celery's own pool does in each of its processes, so that signals, logging and tracing are the same."""
+    for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU):
+        signal.signal(signum, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    install_soft_timeout_signal()
+    app.loader.init_worker_process()
+    log = plan.logging
+    app.log.already_setup = False
+    app.log.setup(log.level, log.file, log.redirect_stdouts, log.redirect_level, log.colorize, hostname=plan.hostname)
+    setup_worker_optimizations(app, plan.hostname)
+    context.set_coroutine_runner(bridge.wait)
+    for task in environments()[plan.environment].tasks.values():
+        celery_task = app.tasks[task.name]
+        celery_task.__trace__ = build_tracer(task.name, celery_task, app.loader, plan.hostname, app=app)
+    signals.worker_process_init.send(sender=plan.hostname)
+
+
+class Replica:
+    """The replica's end of its conversation with the worker, on the event loop."""
+
+    def __init__(
+        self, sock: socket.socket, plan: ReplicaPlan, app: Any, number: int, environment: TaskEnvironment
+    ) -> None:
+        self.line = Line(sock)
+        self.plan = plan
+        self.app = app
+        self.number = number
+        self.environment = environment
+        self.main_thread: MainThread | None = None
+        self.jobs: dict[int, Job] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        self._flushing = False
+        self._async_names = {task.name for task in environment.tasks.values() if task.is_async}
+        self._loop: asyncio.AbstractEventLoop
+        self._loop_thread: int
+        self._stopped: asyncio.Future[None]
+
+    async def serve(self) -> int:
+        """Start up, run tasks until told to stop, shut down."""
+        self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
+        self._stopped = self._loop.create_future()
+        self._loop.add_reader(self.line.fileno(), self._on_readable)
+        started = time.monotonic()
+        try:
+            for hook in self.environment.startup_hooks:
+                await self._run_hook(hook, self.plan.startup_timeout)
+        except BaseException as exc:
+            logger.error("%s: replica %d: start-up failed", self.plan.environment, self.number, exc_info=True)
+            self._send((wire.START_FAILED, _describe_failure(exc)))
+            self._flush()
+            return EXIT_START_FAILED
+        self._send((wire.READY, time.monotonic() - started))
+        await self._stopped
+        for hook in self.environment.shutdown_hooks:
+            try:
+                await self._run_hook(hook, None)
+            except Exception:
+                logger.error("%s: replica %d: shutdown hook failed", self.plan.environment, self.number, exc_info=True)
+        signals.worker_process_shutdown.send(sender=self.plan.hostname, pid=os.getpid(), exitcode=0)
+        return 0
+
+    async def _run_hook(self, hook: Hook, timeout: float | None) -> None:
+        seconds = timeout if hook.timeout is None else hook.timeout.total_seconds()
+        try:
+            async with asyncio.timeout(seconds):
+                if asyncio.iscoroutinefunction(hook.func):
+                    await hook.func()
+                elif self.main_thread is not None:
+                    await self.main_thread.call(hook.func)
+                else:
+                    await asyncio.to_thread(hook.func)
+        except TimeoutError as exc:
+            name = getattr(hook.func, "__qualname__", repr(hook.func))
+            raise TimeoutError(
+                f"the hook {name!r} did not finish within {seconds:g} s; give it more with "
+                "@env.on_startup(timeout=...)"
+            ) from exc
+
+    def _on_readable(self) -> None:
+        messages, closed = self.line.receive()
+        for message in messages:
+            match message:
+                case (wire.RUN, number, *args):
+                    self._start(number, tuple(args))
+                case (wire.CANCEL, number, soft):
+                    if (job := self.jobs.get(number)) is not None:
+                        job.cancel(soft)
+                case (wire.STOP,):
+                    self._stopped.set_result(None)
+        if closed:
+            # The worker is gone, and with it the right to go on with its tasks.
+            os._exit(1)
+
+    def _start(self, number: int, args: tuple[Any, ...]) -> None:
+        job = self.jobs[number] = Job(number, args, args[0] in self._async_names, self.main_thread)
+        running = self._loop.create_task(self._run_job(job))
+        self._running.add(running)
+        running.add_done_callback(self._running.discard)
+
+    async def _run_job(self, job: Job) -> None:
+        outcome = await job.run(lambda: self._accepted(job.number))
+        del self.jobs[job.number]
+        self._send((wire.DONE, job.number, outcome))
+
+    def _accepted(self, number: int) -> None:
+        message = (wire.ACCEPTED, number, time.monotonic())
+        if threading.get_ident() == self._loop_thread:
+            self._send(message)
+        else:
+            self._loop.call_soon_threadsafe(self._send, message)
+
+    def _send(self, message: tuple[Any, ...]) -> None:
+        self.line.send(message)
+        if self.line.pending and not self._flushing:
+            self._flushing = True
+            self._loop.add_writer(self.line.fileno(), self._on_writable)
+
+    def _on_writable(self) -> None:
+        self.line.flush()
+        if not self.line.pending:
+            self._flushing = False
+            self._loop.remove_writer(self.line.fileno())
+
+    def _flush(self) -> None:
+        """Write out what is buffered before the process ends."""
+        self.line.sock.setblocking(True)
+        self.line.flush()
+
+
+def _describe_failure(exc: BaseException) -> str:
+    return "".join(traceback.format_exception_only(exc)).strip()
+
+
+def _main() -> None:
+    """Entry of a fresh interpreter: the plan comes on standard input, the worker's socket is inherited."""
+    plan, number = pickle.loads(sys.stdin.buffer.read())
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    try:
+        leave(run(sock, plan, load(plan.application), number))
+    except BaseException as exc:
+        traceback.print_exc()
+        line = Line(sock)
+        sock.setblocking(True)
+        line.send((wire.START_FAILED, _describe_failure(exc)))
+        leave(EXIT_START_FAILED)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,180 @@
+"""The launcher: imports the application once and forks itself for each replica.
+
+Program of the process that `supervisor.processes.Launcher` starts, as `python -m flyte_celery.replica.preload FD`.
+It has one thread and no connections, which is what makes its forks safe; it is the parent of every replica, so it
+reaps them and reports how they ended. When the worker's end of its socket closes, for whatever reason, it kills the
+replicas and exits: no task of a dead worker goes on running.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections import deque
+from typing import Any
+
+from ..supervisor.processes import Ended, Forked, Preloaded, PreloadFailed, Start
+from ..supervisor.wire import READ_SIZE, Decoder, encode
+from . import main as replica_main
+from .application import load
+from .plan import ReplicaPlan
+
+#: Most descriptors taken from one read; each travels with one short command.
+_MAX_FDS = 64
+
+
+class Launcher:
+    """Serves the worker's commands until its socket closes."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.decoder = Decoder()
+        self.fds: deque[int] = deque()
+        self.children: dict[int, int] = {}
+        self.app: Any = None
+        self.plan: ReplicaPlan
+
+    def run(self) -> int:
+        """Preload, then fork on command. Returns the exit code."""
+        commands = deque(self._read())
+        self.plan = commands.popleft()
+        if self.plan.preload and not self._preload():
+            return 3
+        wakeup = _wake_on_child_exit()
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.sock, selectors.EVENT_READ)
+            selector.register(wakeup, selectors.EVENT_READ)
+            while True:
+                while commands:
+                    self._start(commands.popleft())
+                for key, _ in selector.select():
+                    if key.fileobj is wakeup:
+                        wakeup.recv(4096)
+                        self._reap()
+                    else:
+                        try:
+                            commands.extend(self._read())
+                        except EOFError:
+                            return self._kill_all()
+
+    def _preload(self) -> bool:
+        started = time.monotonic()
+        try:
+            self.app = load(self.plan.application)
+        except BaseException:
+            self._tell(PreloadFailed(traceback.format_exc()))
+            return False
+        # What is alive now lives as long as the launcher: keep it out of the replicas' garbage collections, which
+        # would otherwise copy every page that they mark.
+        gc.collect()
+        gc.freeze()
+        self._tell(Preloaded(time.monotonic() - started))
+        return True
+
+    def _read(self) -> list[Any]:
+        while True:
+            data, fds, _, _ = socket.recv_fds(self.sock, READ_SIZE, _MAX_FDS)
+            self.fds.extend(fds)
+            if not data:
+                raise EOFError
+            if messages := list(self.decoder.feed(data)):
+                return messages
+
+    def _tell(self, event: Any) -> None:
+        try:
+            self.sock.sendall(encode(event))
+        except OSError:
+            pass  # the worker is gone; the next read says so
+
+    def _start(self, start: Start) -> None:
+        fd = self.fds.popleft()
+        try:
+            pid = self._fork(start, fd) if self.plan.preload else self._spawn(start, fd)
+        except OSError as exc:  # no memory or no process left: for the worker, a replica that failed to start
+            os.close(fd)
+            self._tell(Ended(start.number, exc.errno or 1, 0))
+            return
+        os.close(fd)
+        self.children[pid] = start.number
+        self._tell(Forked(start.number, pid))
+
+    def _fork(self, start: Start, fd: int) -> int:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid:
+            return pid
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            self.sock.close()
+            for other in self.fds:
+                os.close(other)
+            os.environ.update(start.environ)
+            code = replica_main.run(socket.socket(fileno=fd), self.plan, self.app, start.number)
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        replica_main.leave(code)
+
+    def _spawn(self, start: Start, fd: int) -> int:
+        process = subprocess.Popen(
+            [sys.executable, "-m", replica_main.__name__, str(fd)],
+            pass_fds=[fd],
+            env={**os.environ, **start.environ},
+            stdin=subprocess.PIPE,
+        )
+        assert process.stdin is not None
+        process.stdin.write(pickle.dumps((self.plan, start.number)))
+        process.stdin.close()
+        process.returncode = 0  # reaped here by pid, not by subprocess
+        return process.pid
+
+    def _reap(self) -> None:
+        while self.children:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            number = self.children.pop(pid, None)
+            if number is not None:
+                self._tell(Ended(number, os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024))
+
+    def _kill_all(self) -> int:
+        for pid in self.children:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        return 0
+
+
+def _wake_on_child_exit() -> socket.socket:
+    """A socket that becomes readable whenever a child has ended."""
+    reader, writer = socket.socketpair()
+    reader.setblocking(False)
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    _keep.append(writer)
+    return reader
+
+
+_keep: list[socket.socket] = []
+
+
+if __name__ == "__main__":
+    try:
+        replica_main.leave(Launcher(socket.socket(fileno=int(sys.argv[1]))).run())
+    except EOFError:
+        replica_main.leave(0)

@@ -1,0 +1,171 @@
+"""The launcher of a worker, seen from the worker: asks for replicas and hears of their ends.
+
+One *launcher* process per worker starts the replicas: it is a fresh interpreter, started before it matters what
+threads and connections the worker has, it imports the application once, and forks itself for each replica
+(`flyte_celery.replica.preload` is its program). For environments on devices, whose drivers do not survive a
+fork, it starts fresh interpreters instead. Either way it is the parent that reaps them, so every exit is
+reported with its status and peak memory.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from .wire import Line, encode
+
+
+class Poller(Protocol):
+    """What this package needs of an event loop; kombu's `Hub` has it."""
+
+    def add_reader(self, fds: Any, callback: Callable[..., Any], *args: Any) -> Any:
+        """Call `callback(*args)` whenever the descriptor can be read."""
+
+    def add_writer(self, fds: Any, callback: Callable[..., Any], *args: Any) -> Any:
+        """Call `callback(*args)` whenever the descriptor can be written."""
+
+    def remove_reader(self, fd: Any) -> Any:
+        """Stop watching for reading."""
+
+    def remove_writer(self, fd: Any) -> Any:
+        """Stop watching for writing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preloaded:
+    """The launcher has imported the application; replicas are forks of it from now on."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PreloadFailed:
+    """The launcher could not import the application; it has ended, and no replica can be started."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Forked:
+    """A replica's process exists."""
+
+    number: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A replica's process has ended and was reaped."""
+
+    number: int
+    status: int
+    peak_memory: int
+
+
+@dataclass(frozen=True, slots=True)
+class LauncherEnded:
+    """The launcher itself is gone, and with it every replica that it started."""
+
+    status: int | None
+
+
+LauncherEvent = Preloaded | PreloadFailed | Forked | Ended | LauncherEnded
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Command to the launcher: start replica `number` on the socket that travels with this message."""
+
+    number: int
+    environ: Mapping[str, str]
+
+
+class Launcher:
+    """The worker's end of its launcher process.
+
+    Args:
+        config: What the program needs to know; travels as its first message.
+        environ: Environment variables of the launcher and, by inheritance, of every replica. They are set before
+            any user module is imported.
+        module: The program, run with `python -m`.
+    """
+
+    def __init__(
+        self, config: object, environ: Mapping[str, str], module: str = "flyte_celery.replica.preload"
+    ) -> None:
+        ours, theirs = socket.socketpair()
+        # A session of its own: Ctrl-C and signals to the worker's process group must not reach running tasks.
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        theirs.close()
+        self.line = Line(ours)
+        # A command with a descriptor is one sendmsg call that must not be cut, so this socket blocks; the launcher
+        # reads at once, and its commands are tiny.
+        ours.setblocking(True)
+        ours.sendall(encode(config))
+        self.ended = False
+
+    @property
+    def pid(self) -> int:
+        """Process id of the launcher."""
+        return self._process.pid
+
+    def start(self, number: int, environ: Mapping[str, str]) -> Line:
+        """Ask for a replica.
+
+        Returns:
+            The worker's end of the replica's socket; it reads end of file when the replica is gone.
+        """
+        ours, theirs = socket.socketpair()
+        try:
+            socket.send_fds(self.line.sock, [encode(Start(number, dict(environ)))], [theirs.fileno()])
+        except OSError:
+            pass  # the launcher is gone: both its socket and this replica's read end of file
+        finally:
+            theirs.close()
+        return Line(ours)
+
+    def receive(self) -> list[LauncherEvent]:
+        """Everything that the launcher reported since the last call; call it when `line` is readable."""
+        self.line.sock.setblocking(False)
+        try:
+            events, closed = self.line.receive()
+        finally:
+            if not self.line.closed:
+                self.line.sock.setblocking(True)
+        if closed and not self.ended:
+            self.ended = True
+            events.append(LauncherEnded(self._reap()))
+        return events
+
+    def close(self) -> None:
+        """End the launcher and every replica that is left. Safe to call twice."""
+        self.ended = True
+        self.line.close()  # end of file is the launcher's order to kill its children and exit
+        self._reap()
+
+    def _reap(self) -> int | None:
+        try:
+            return self._process.wait(timeout=2.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+
+def kill(pid: int, signum: int = signal.SIGKILL) -> None:
+    """Send a signal to a process that may already be gone."""
+    try:
+        os.kill(pid, signum)
+    except ProcessLookupError:
+        pass

@@ -1,0 +1,121 @@
+"""Messages between a worker and its children: length-prefixed pickles on a Unix stream socket.
+
+Both ends are processes of the same user, started by us from the same code, so pickle is safe here; nothing that
+comes from the broker is ever unpickled by this module (task bodies travel through it as the bytes that they are).
+"""
+
+from __future__ import annotations
+
+import pickle
+import socket
+import struct
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+_HEADER = struct.Struct("!I")
+
+#: Bytes read from a socket at once: large enough for hundreds of small messages per system call.
+READ_SIZE = 256 * 1024
+
+
+def encode(message: Any) -> bytes:
+    """One message as a frame: four bytes of length, then the pickle."""
+    body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    return _HEADER.pack(len(body)) + body
+
+
+class Decoder:
+    """Cuts a stream of bytes into the messages that were written to it."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Any]:
+        """Yield every message that `data` completes, in order."""
+        self._buffer += data
+        start = 0
+        while len(self._buffer) - start >= _HEADER.size:
+            (length,) = _HEADER.unpack_from(self._buffer, start)
+            end = start + _HEADER.size + length
+            if len(self._buffer) < end:
+                break
+            yield pickle.loads(bytes(self._buffer[start + _HEADER.size : end]))
+            start = end
+        if start:
+            del self._buffer[:start]
+
+
+class Line:
+    """One end of a socket pair that never blocks: what the kernel does not take at once waits in a buffer.
+
+    The owner polls `fileno()` for reading always, and for writing while `pending` is true.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self._decoder = Decoder()
+        self._out: deque[memoryview] = deque()
+        self.closed = False
+
+    def fileno(self) -> int:
+        """The socket's file descriptor, -1 once closed."""
+        return self.sock.fileno()
+
+    @property
+    def pending(self) -> bool:
+        """Whether bytes wait for the socket to become writable."""
+        return bool(self._out)
+
+    def send(self, message: Any) -> None:
+        """Write a message, or keep what does not fit. A line whose peer is gone swallows it: the reader tells."""
+        self.send_frame(encode(message))
+
+    def send_frame(self, frame: bytes) -> None:
+        """Write an already encoded message (see `encode`)."""
+        if self.closed:
+            return
+        self._out.append(memoryview(frame))
+        self.flush()
+
+    def flush(self) -> None:
+        """Write as much of the buffer as the socket takes now."""
+        while self._out:
+            try:
+                written = self.sock.send(self._out[0])
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:  # the peer is gone; reading will report end of file
+                self._out.clear()
+                return
+            if written == len(self._out[0]):
+                self._out.popleft()
+            else:
+                self._out[0] = self._out[0][written:]
+
+    def receive(self) -> tuple[list[Any], bool]:
+        """Read what is there.
+
+        Returns:
+            The complete messages, and whether the peer has closed its end (or died).
+        """
+        messages: list[Any] = []
+        while True:
+            try:
+                data = self.sock.recv(READ_SIZE)
+            except (BlockingIOError, InterruptedError):
+                return messages, False
+            except OSError:
+                return messages, True
+            if not data:
+                return messages, True
+            messages.extend(self._decoder.feed(data))
+            if len(data) < READ_SIZE:
+                return messages, False
+
+    def close(self) -> None:
+        """Close this end; the peer reads end of file."""
+        self.closed = True
+        self._out.clear()
+        self.sock.close()

@@ -1,0 +1,70 @@
+"""One task in the pool, between Celery's request and a replica."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from billiard.einfo import ExceptionInfo
+
+from ..replica import wire
+from ..supervisor.wire import encode
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class Job:
+    """A task that Celery handed to the pool; it is what `apply_async` returns to Celery's `Request`."""
+
+    number: int
+    task_name: str
+    task_id: str
+    #: The encoded message to a replica.
+    frame: bytes
+    on_accepted: Callable[[int, float], Any]
+    on_done: Callable[[Any], Any]
+    on_error: Callable[[ExceptionInfo], Any]
+    on_timeout: Callable[[bool, float], Any]
+    soft_limit: float | None
+    hard_limit: float | None
+    #: Whether the body runs on the replica's loop, so that it can be cancelled alone.
+    on_loop: bool
+    #: Ends the job where it runs; set by the pool.
+    terminator: Callable[[Job], None]
+    arrived_at: float
+    #: Number of the replica that owns it, None while it waits in the pool.
+    replica: int | None = None
+    accepted_at: float | None = None
+    #: It was ended on request (revoked, over its hard limit): its outcome is already recorded.
+    terminated: bool = False
+    timers: list[Any] = field(default_factory=list)
+
+    def terminate(self, signum: int | None = None) -> None:
+        """Celery's `Request.terminate` calls this; one that has not begun ends when it does."""
+        if self.accepted_at is not None:
+            self.terminator(self)
+
+    def stop_timers(self) -> None:
+        """Its time limits no longer matter."""
+        for timer in self.timers:
+            timer.cancel()
+        self.timers.clear()
+
+    def fail(self, exc: BaseException) -> None:
+        """Tell Celery's request that the task ended with this exception."""
+        self.stop_timers()
+        try:
+            raise exc
+        except BaseException:
+            self.on_error(ExceptionInfo())
+
+
+def frame(number: int, args: tuple[Any, ...]) -> bytes:
+    """Encode the tracer's arguments for a replica.
+
+    The request carries the decoded arguments besides the body that they were decoded from; the replica decodes the
+    body itself, so they are left out.
+    """
+    name, task_id, request, body, content_type, content_encoding = args
+    slim = {key: value for key, value in request.items() if key not in ("args", "kwargs")}
+    return encode((wire.RUN, number, name, task_id, slim, body, content_type, content_encoding))

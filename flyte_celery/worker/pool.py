@@ -1,0 +1,375 @@
+"""The pool of replicas behind a Celery worker: takes tasks from Celery's consumer, gives them to warm processes.
+
+It lives on the worker's event loop (kombu's hub) and never blocks it. `supervisor` starts and ends processes, the
+autoscaler says how many there should be, this module says which task goes to which replica: the oldest one with a
+free slot, so that surplus replicas fall idle and can go.
+"""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+from billiard.einfo import ExceptionInfo
+from celery.concurrency.base import BasePool
+from celery.exceptions import Reject, WorkerLostError
+from celery.utils.log import get_logger
+from celery.worker import state as worker_state
+from kombu.asynchronous import get_event_loop
+
+from ..autoscaler.decide import Observed, ReplicaState, ReplicaView
+from ..errors import RuntimeSystemError
+from ..replica import wire
+from ..supervisor.lifecycle import Drain, Load, Revive, Starts, State, StopReason, Tick
+from .job import Job, frame
+from .replicas import Replica, Replicas
+from .serving import Serving
+
+logger = get_logger("flyte_celery.worker")
+
+#: Seconds that a cancelled coroutine has to end before its replica is killed for it.
+CANCEL_PATIENCE = 10.0
+
+_VIEWED = {
+    State.STARTING: ReplicaState.STARTING,
+    State.READY: ReplicaState.READY,
+    State.DRAINING: ReplicaState.DRAINING,
+    State.STOPPING: ReplicaState.DRAINING,
+    State.GONE: ReplicaState.FAILED,
+}
+
+
+class ReplicaPool(BasePool):
+    """Celery's pool interface over warm replicas of one environment."""
+
+    #: What to serve; each worker gets a subclass with its own (see `serving.prepare`).
+    serving: ClassVar[Serving]
+    #: Celery's semaphore would hold tasks back that this pool has to see to know the demand.
+    uses_semaphore = False
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.jobs: dict[int, Job] = {}
+        self.waiting: deque[Job] = deque()
+        self._numbers = itertools.count(1)
+        settings = self.serving.settings
+        self.starts = Starts(settings.max_start_failures, settings.start_backoff, settings.start_backoff_cap)
+        self.replicas = Replicas(self.serving, self.starts, self)
+        #: Called when demand may have changed; the autoscaler sets it.
+        self.on_change: Callable[[], None] = lambda: None
+        self._async_names = {task.name for task in self.serving.environment.tasks.values() if task.is_async}
+        self._stopping = False
+        #: Running average of task durations in seconds, None before the first.
+        self.mean_duration: float | None = None
+
+    # -- Celery's side -----------------------------------------------------------------------------------------------
+
+    def on_start(self) -> None:
+        """Start the launcher: it imports the application while the worker connects to its broker."""
+        self.replicas.launch()
+
+    def register_with_event_loop(self, loop: Any) -> None:
+        """Watch every socket; Celery calls this again whenever it has replaced its connection and its poller."""
+        self.replicas.watch(loop)
+        loop.call_repeatedly(self.serving.settings.autoscale_interval, self.tick)
+        self.on_change()
+
+    def on_apply(
+        self,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        accept_callback: Callable[[int, float], Any],
+        callback: Callable[[Any], Any],
+        error_callback: Callable[[ExceptionInfo], Any],
+        timeout_callback: Callable[[bool, float], Any],
+        soft_timeout: float | None = None,
+        timeout: float | None = None,
+        correlation_id: str = "",
+        **_: Any,
+    ) -> Job:
+        """Take a task. `target` is Celery's tracer, which the replica calls itself."""
+        number = next(self._numbers)
+        job = Job(
+            number=number,
+            task_name=args[0],
+            task_id=correlation_id,
+            frame=frame(number, args),
+            on_accepted=accept_callback,
+            on_done=callback,
+            on_error=error_callback,
+            on_timeout=timeout_callback,
+            soft_limit=soft_timeout,
+            hard_limit=timeout,
+            on_loop=args[0] in self._async_names,
+            terminator=self._terminate,
+            arrived_at=time.monotonic(),
+        )
+        if self._hopeless():
+            self._fail(job)
+            return job
+        self.jobs[number] = job
+        self.waiting.append(job)
+        self.dispatch()
+        return job
+
+    def terminate_job(self, pid: int, signal: int | None = None) -> None:
+        """Nothing: a replica runs many tasks, so none is ended by its process id.
+
+        Celery's `Request.terminate` calls this and then `Job.terminate`, which ends the one task.
+        """
+
+    def on_close(self) -> None:
+        """The worker stops: take nothing more, and give back at once what no replica has begun."""
+        self._stopping = True
+        for job in list(self.jobs.values()):
+            if job.replica is None:
+                self._hand_back(job)
+
+    def on_stop(self) -> None:
+        """Let running tasks finish for the grace period, then hand back what is left and end every replica."""
+        self.on_close()
+        hub = get_event_loop()
+        deadline = time.monotonic() + self.serving.grace
+        if self.jobs:
+            logger.info("%s: waiting up to %g s for %s", self.serving.name, self.serving.grace, self._running_words())
+        while hub is not None and self.jobs and time.monotonic() < deadline and not worker_state.should_terminate:
+            hub.call_later(min(0.5, max(0.0, deadline - time.monotonic())), lambda: None)
+            hub.run_once()
+        self._end()
+        if hub is not None:
+            hub.run_once()  # the acknowledgements of what was just handed back
+
+    def on_terminate(self) -> None:
+        """The worker stops at once."""
+        self.on_close()
+        self._end()
+
+    def _end(self) -> None:
+        for job in list(self.jobs.values()):
+            self._hand_back(job)
+        self.replicas.close()
+
+    def grow(self, n: int = 1) -> None:
+        """Celery's `pool_grow` acts on the autoscaler's bounds instead, see `control`."""
+        raise NotImplementedError("Scale the environment instead: `celery control autoscale MAX MIN`.")
+
+    shrink = grow
+
+    @property
+    def num_processes(self) -> int:
+        """Replicas that run or start."""
+        return self.replicas.live
+
+    def _get_info(self) -> dict[str, Any]:
+        return {
+            **super()._get_info(),
+            "implementation": f"{ReplicaPool.__module__}:{ReplicaPool.__name__}",
+            "max-concurrency": self.serving.capacity,
+            "processes": [replica.pid for replica in self.replicas if replica.pid],
+            "environment": self.serving.name,
+        }
+
+    # -- Dispatch ----------------------------------------------------------------------------------------------------
+
+    def dispatch(self) -> None:
+        """Give waiting tasks to replicas with free slots, then tell the autoscaler."""
+        while self.waiting and (replica := self.replicas.with_free_slot()) is not None:
+            job = self.waiting.popleft()
+            job.replica = replica.number
+            replica.jobs[job.number] = job
+            self.replicas.step(replica, Load(len(replica.jobs)))
+            replica.line.send_frame(job.frame)
+            self.replicas.flush(replica)
+        self.on_change()
+
+    def accepted(self, replica: Replica, number: int, at: float) -> None:
+        """A replica has begun a task."""
+        job = self.jobs.get(number)
+        if job is None:
+            return
+        job.accepted_at = at
+        job.on_accepted(replica.pid, at)
+        hub = get_event_loop()
+        if hub is None:
+            return
+        if job.soft_limit:
+            job.timers.append(hub.call_later(job.soft_limit, self._over_soft_limit, job))
+        if job.hard_limit:
+            job.timers.append(hub.call_later(job.hard_limit, self._over_hard_limit, job))
+
+    def done(self, replica: Replica, number: int, outcome: tuple[Any, ...]) -> None:
+        """A replica has ended a task and stored its result."""
+        job = self.jobs.pop(number, None)
+        self.replicas.release(replica, number)
+        if job is not None:
+            job.stop_timers()
+            if job.accepted_at is not None:
+                self._learn(time.monotonic() - job.accepted_at)
+            self._report(job, outcome)
+        self.dispatch()
+
+    def _report(self, job: Job, outcome: tuple[Any, ...]) -> None:
+        match outcome:
+            case _ if job.terminated:
+                pass  # Celery's request has recorded how it ended
+            case (wire.OK, failed, value, runtime):
+                job.on_done((failed, _load(value) if failed else value, runtime))
+            case (wire.RAISED, info):
+                job.on_error(_load(info))
+            case _:
+                job.fail(RuntimeSystemError("Cancelled", f"The task {job.task_name} was cancelled from inside."))
+
+    def _learn(self, seconds: float) -> None:
+        mean = self.mean_duration
+        self.mean_duration = seconds if mean is None else mean + (seconds - mean) / 16
+
+    # -- What goes wrong ---------------------------------------------------------------------------------------------
+
+    def lost(self, replica: Replica, cause: str) -> None:
+        """A replica has ended with tasks: those that it had not begun run elsewhere, the others were lost."""
+        unstarted = [job for job in replica.jobs.values() if job.accepted_at is None]
+        begun = [job for job in replica.jobs.values() if job.accepted_at is not None]
+        replica.jobs.clear()
+        for job in unstarted:
+            job.replica = None
+        self.waiting.extendleft(reversed(unstarted))
+        for job in begun:
+            del self.jobs[job.number]
+            job.stop_timers()
+            if not job.terminated:
+                job.fail(WorkerLostError(f"{cause} while it ran {job.task_name}[{job.task_id}]"))
+
+    def starts_changed(self) -> None:
+        """A replica became ready or failed to: the environment may be failed now."""
+        if self._hopeless():
+            while self.waiting:
+                self._fail(self.waiting.popleft())
+        self.dispatch()
+
+    def _hopeless(self) -> bool:
+        return self.starts.failed and not self.replicas.live and time.monotonic() < self.starts.not_before
+
+    def _fail(self, job: Job) -> None:
+        self.jobs.pop(job.number, None)
+        job.fail(
+            RuntimeSystemError(
+                "EnvironmentFailed",
+                f"The environment {self.serving.name!r} cannot start replicas ({self.starts.failures} attempts "
+                f"failed): {self.starts.error}. Its worker keeps trying; the full traceback is in the worker's log.",
+            )
+        )
+
+    def _hand_back(self, job: Job) -> None:
+        self.jobs.pop(job.number, None)
+        if job in self.waiting:
+            self.waiting.remove(job)
+        if not job.terminated:
+            job.terminated = True
+            job.fail(Reject("the worker is stopping", requeue=True))
+
+    def _over_soft_limit(self, job: Job) -> None:
+        if (replica := self._owner(job)) is not None and job.soft_limit:
+            job.on_timeout(True, job.soft_limit)
+            replica.line.send((wire.CANCEL, job.number, job.soft_limit))
+            self.replicas.flush(replica)
+
+    def _over_hard_limit(self, job: Job) -> None:
+        if self._owner(job) is not None and job.hard_limit:
+            job.on_timeout(False, job.hard_limit)
+            self._terminate(job)
+
+    def _terminate(self, job: Job) -> None:
+        replica = self._owner(job)
+        if replica is None or job.terminated:
+            return
+        job.terminated = True
+        if not job.on_loop:
+            self.replicas.kill(replica, StopReason.TERMINATED)
+            return
+        replica.line.send((wire.CANCEL, job.number, None))
+        self.replicas.flush(replica)
+        hub = get_event_loop()
+        if hub is not None:
+            job.timers.append(hub.call_later(CANCEL_PATIENCE, self.replicas.kill, replica, StopReason.TERMINATED))
+
+    def _owner(self, job: Job) -> Replica | None:
+        return None if job.replica is None else self.replicas.get(job.replica)
+
+    def _running_words(self) -> str:
+        names = [f"{job.task_name}[{job.task_id}]" for job in itertools.islice(self.jobs.values(), 5)]
+        more = f" and {len(self.jobs) - 5} more" if len(self.jobs) > 5 else ""
+        return f"{len(self.jobs)} running task(s): {', '.join(names)}{more}"
+
+    # -- The autoscaler's side ---------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Once per interval: notice what did not happen in time."""
+        for replica in list(self.replicas):
+            self.replicas.step(replica, Tick())
+        self.on_change()
+
+    def start_replicas(self, n: int) -> int:
+        """Revive draining replicas, then start new ones, up to `n`. Returns how many of them were had."""
+        if self._stopping:
+            return 0
+        had = 0
+        for replica in self.replicas.in_state(State.DRAINING):
+            if had < n and not self.replicas.used_up(replica):
+                self.replicas.step(replica, Revive())
+                had += 1
+        while had < n and self.starts.allowed(time.monotonic(), self.replicas.count(State.STARTING)):
+            self.replicas.start()
+            had += 1
+        if had:
+            self.dispatch()
+        return had
+
+    @property
+    def live(self) -> int:
+        """Replicas that take tasks, or will."""
+        return self.replicas.live
+
+    def observed(self) -> Observed:
+        """The demand that this worker has claimed, and its replicas."""
+        return Observed(
+            ready=len(self.waiting),
+            running=len(self.jobs) - len(self.waiting),
+            starting=self.replicas.count(State.STARTING),
+            draining=self.replicas.count(State.DRAINING),
+        )
+
+    def views(self) -> list[ReplicaView]:
+        """The replicas as the autoscaler wants to see them."""
+        return [
+            ReplicaView(
+                number=replica.number,
+                state=_VIEWED[replica.child.state],
+                running=len(replica.jobs),
+                idle_since=replica.child.idle_since,
+                started_at=replica.child.started_at,
+            )
+            for replica in self.replicas
+        ]
+
+    def drain(self, numbers: Iterable[int], reason: StopReason) -> None:
+        """Let these replicas finish what they run and end."""
+        for number in numbers:
+            if (replica := self.replicas.get(number)) is not None:
+                self.replicas.step(replica, Drain(reason))
+
+
+def _load(pickled: bytes) -> Any:
+    try:
+        return pickle.loads(pickled)
+    except Exception as problem:
+        try:
+            raise RuntimeError(f"The task failed with an exception that this worker cannot read: {problem}")
+        except RuntimeError:
+            return ExceptionInfo()
+
+

@@ -1,0 +1,316 @@
+"""The replicas of one worker: performs what `supervisor.lifecycle` decides, on the worker's event loop."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from celery.utils.log import get_logger
+
+from ..replica import wire
+from ..supervisor.lifecycle import (
+    Child,
+    Drain,
+    Event,
+    Exited,
+    Forget,
+    HandBack,
+    Kill,
+    Load,
+    Ready,
+    Starts,
+    StartupFailed,
+    State,
+    Stop,
+    StopReason,
+    describe_exit,
+    step,
+)
+from ..supervisor.processes import Ended, Forked, Launcher, LauncherEnded, Preloaded, PreloadFailed, kill
+from ..supervisor.wire import Line
+from .job import Job
+from .serving import Serving
+
+logger = get_logger("flyte_celery.worker")
+
+
+class Owner(Protocol):
+    """Whom the replicas report to: the pool."""
+
+    def accepted(self, replica: Replica, number: int, at: float) -> None:
+        """A task has begun."""
+
+    def done(self, replica: Replica, number: int, outcome: tuple[Any, ...]) -> None:
+        """A task has ended."""
+
+    def lost(self, replica: Replica, cause: str) -> None:
+        """A replica has ended with tasks."""
+
+    def starts_changed(self) -> None:
+        """A replica has become ready, or failed to."""
+
+
+@dataclass(slots=True, eq=False)
+class Replica:
+    """One replica as the worker holds it."""
+
+    child: Child
+    line: Line
+    pid: int = 0
+    #: Tasks that it owns, sent or running.
+    jobs: dict[int, Job] = field(default_factory=dict)
+    #: Tasks that it has finished.
+    served: int = 0
+    #: It must end as soon as its process id is known.
+    doomed: bool = False
+
+    @property
+    def number(self) -> int:
+        """Its number, unique in the worker's life, in order of age."""
+        return self.child.number
+
+
+class Replicas:
+    """All replicas of one worker, in order of age."""
+
+    def __init__(self, serving: Serving, starts: Starts, owner: Owner) -> None:
+        self._serving = serving
+        self._starts = starts
+        self._owner = owner
+        self._numbers = itertools.count(1)
+        self._replicas: dict[int, Replica] = {}
+        self._launcher: Launcher | None = None
+        self._hub: Any = None
+        #: Seconds from asking for a replica to its readiness, the last ones; for status and figures.
+        self.start_seconds: list[float] = []
+
+    def __iter__(self) -> Iterator[Replica]:
+        return iter(self._replicas.values())
+
+    def get(self, number: int) -> Replica | None:
+        """The replica with this number, while it exists."""
+        return self._replicas.get(number)
+
+    def in_state(self, *states: State) -> list[Replica]:
+        """Replicas in one of these states, oldest first."""
+        return [replica for replica in self if replica.child.state in states]
+
+    def count(self, *states: State) -> int:
+        """How many are in one of these states."""
+        return len(self.in_state(*states))
+
+    @property
+    def live(self) -> int:
+        """Replicas that take tasks, or will."""
+        return self.count(State.STARTING, State.READY)
+
+    def with_free_slot(self) -> Replica | None:
+        """The oldest ready replica that can take a task."""
+        limit = self._serving.limits.concurrency
+        for replica in self:
+            if (
+                replica.child.state is State.READY
+                and len(replica.jobs) < limit
+                and not replica.doomed
+                and not self.used_up(replica)
+            ):
+                return replica
+        return None
+
+    def used_up(self, replica: Replica) -> bool:
+        """Whether it may take no more tasks in its life."""
+        most = self._serving.max_tasks
+        return most is not None and replica.served + len(replica.jobs) >= most
+
+    # -- Processes ---------------------------------------------------------------------------------------------------
+
+    def launch(self) -> None:
+        """Start the launcher."""
+        import os
+
+        self._launcher = Launcher(self._serving.plan, {**os.environ, **self._serving.environ})
+        if self._hub is not None:
+            self._hub.add_reader(self._launcher.line.fileno(), self._on_launcher)
+
+    def start(self) -> None:
+        """Ask for one more replica."""
+        if self._launcher is None:
+            self.launch()
+        assert self._launcher is not None
+        number = next(self._numbers)
+        line = self._launcher.start(number, {"FLYTE_CELERY_REPLICA": str(number)})
+        replica = Replica(Child(number, time.monotonic(), self._serving.patience), line)
+        self._replicas[number] = replica
+        if self._hub is not None:
+            self._hub.add_reader(line.fileno(), self._on_readable, replica)
+
+    def watch(self, hub: Any) -> None:
+        """Register every socket with the (new) event loop."""
+        self._hub = hub
+        if self._launcher is not None:
+            hub.add_reader(self._launcher.line.fileno(), self._on_launcher)
+        for replica in self:
+            if not replica.line.closed:
+                hub.add_reader(replica.line.fileno(), self._on_readable, replica)
+
+    def flush(self, replica: Replica) -> None:
+        """See that what the socket did not take at once is written when it can be."""
+        if replica.line.pending and self._hub is not None:
+            self._hub.call_later(0.001, self._retry_flush, replica)
+
+    def _retry_flush(self, replica: Replica) -> None:
+        replica.line.flush()
+        self.flush(replica)
+
+    def kill(self, replica: Replica, reason: StopReason) -> None:
+        """End a replica's process now, whatever it does."""
+        if replica.child.reason is None:
+            replica.child.reason = reason
+        replica.doomed = True
+        if replica.pid:
+            kill(replica.pid)
+
+    def close(self) -> None:
+        """Tell idle replicas to run their shutdown hooks, wait for them a little, then end everything."""
+        for replica in self.in_state(State.READY):
+            self.step(replica, Drain(StopReason.WORKER_STOPPING))
+        deadline = time.monotonic() + self._serving.patience.stop
+        while self._hub is not None and self.count(State.STOPPING) and time.monotonic() < deadline:
+            self._hub.call_later(0.1, lambda: None)
+            self._hub.run_once()
+        for replica in list(self):
+            self._unwatch(replica.line)
+        if self._launcher is not None:
+            self._unwatch(self._launcher.line)
+            self._launcher.close()
+            self._launcher = None
+        self._replicas.clear()
+
+    def _unwatch(self, line: Line) -> None:
+        if self._hub is not None and not line.closed:
+            self._hub.remove(line.fileno())
+        line.close()
+
+    # -- Events ------------------------------------------------------------------------------------------------------
+
+    def step(self, replica: Replica, event: Event) -> None:
+        """Tell a replica's life what happened, and do what it says."""
+        for action in step(replica.child, event, time.monotonic()):
+            match action:
+                case Stop():
+                    replica.line.send((wire.STOP,))
+                    self.flush(replica)
+                case Kill():
+                    self.kill(replica, replica.child.reason or StopReason.CRASHED)
+                case HandBack(cause):
+                    logger.warning("%s: %s with %d task(s)", self._serving.name, cause, len(replica.jobs))
+                    self._owner.lost(replica, cause)
+                case Forget(failed_start):
+                    self._forget(replica, failed_start)
+
+    def release(self, replica: Replica, number: int) -> None:
+        """A task has left a replica."""
+        if replica.jobs.pop(number, None) is None:
+            return
+        replica.served += 1
+        if self.used_up(replica):
+            self.step(replica, Drain(StopReason.USED_UP))
+        self.step(replica, Load(len(replica.jobs)))
+
+    def _on_readable(self, replica: Replica) -> None:
+        messages, closed = replica.line.receive()
+        for message in messages:
+            match message:
+                case (wire.ACCEPTED, number, at):
+                    self._owner.accepted(replica, number, at)
+                case (wire.DONE, number, outcome):
+                    self._owner.done(replica, number, outcome)
+                case (wire.READY, seconds):
+                    self._ready(replica, seconds)
+                case (wire.START_FAILED, error):
+                    self.step(replica, StartupFailed(error))
+        if closed:
+            # How it ended comes from the launcher, which reaps it; until then it takes nothing.
+            self._unwatch(replica.line)
+            replica.doomed = True
+
+    def _ready(self, replica: Replica, hooks: float) -> None:
+        self.step(replica, Ready())
+        took = time.monotonic() - replica.child.started_at
+        self.start_seconds = [*self.start_seconds[-99:], took]
+        logger.info(
+            "%s: replica %d is ready after %.0f ms, start-up hooks %.0f ms (pid %d)",
+            self._serving.name,
+            replica.number,
+            took * 1000,
+            hooks * 1000,
+            replica.pid,
+        )
+        self._starts.succeeded()
+        self._owner.starts_changed()
+
+    def _on_launcher(self) -> None:
+        assert self._launcher is not None
+        for event in self._launcher.receive():
+            match event:
+                case Forked(number, pid):
+                    if (replica := self._replicas.get(number)) is not None:
+                        replica.pid = pid
+                        if replica.doomed:
+                            kill(pid)
+                case Ended(number, status, _peak):
+                    if (replica := self._replicas.get(number)) is not None:
+                        self._drain_line(replica)
+                        self.step(replica, Exited(status))
+                case Preloaded(seconds):
+                    logger.info("%s: application preloaded in %.0f ms", self._serving.name, seconds * 1000)
+                case PreloadFailed(error):
+                    logger.error("%s: replicas cannot import the application:\n%s", self._serving.name, error)
+                    self._give_up(error.strip().splitlines()[-1])
+                case LauncherEnded(status):
+                    self._launcher_ended(status)
+
+    def _drain_line(self, replica: Replica) -> None:
+        """Read what a replica wrote before it ended: results that were stored must not be run again."""
+        if not replica.line.closed:
+            self._on_readable(replica)
+
+    def _give_up(self, error: str) -> None:
+        # Starting again would fail the same way, so this counts as all the attempts at once.
+        while not self._starts.failed:
+            self._starts.failed_once(error, time.monotonic())
+
+    def _launcher_ended(self, status: int | None) -> None:
+        if self._launcher is not None:
+            self._unwatch(self._launcher.line)
+            self._launcher = None
+        if self.live:
+            logger.warning("%s: the launcher %s", self._serving.name, describe_exit(status))
+        for replica in list(self):
+            if replica.pid:
+                kill(replica.pid)
+            self._drain_line(replica)
+            self.step(replica, Exited(None))
+        self._owner.starts_changed()
+
+    def _forget(self, replica: Replica, failed_start: str | None) -> None:
+        self._replicas.pop(replica.number, None)
+        self._unwatch(replica.line)
+        reason = replica.child.reason
+        if failed_start is not None:
+            self._starts.failed_once(failed_start, time.monotonic())
+            logger.error(
+                "%s: replica %d did not start (%d in a row): %s",
+                self._serving.name,
+                replica.number,
+                self._starts.failures,
+                failed_start,
+            )
+            self._owner.starts_changed()
+            return
+        level = logger.warning if reason is StopReason.CRASHED else logger.info
+        level("%s: replica %d has ended (%s), served %d", self._serving.name, replica.number, reason, replica.served)
+        self._owner.starts_changed()

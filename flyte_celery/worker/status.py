@@ -1,0 +1,93 @@
+"""What an operator may see of an environment's worker: plain data, made fresh for each question."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..autoscaler.driver import Autoscaler
+from ..supervisor.lifecycle import State
+from .pool import ReplicaPool
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStatus:
+    """One replica."""
+
+    number: int
+    pid: int
+    state: str
+    #: Tasks that it owns now.
+    running: int
+    #: Tasks that it has finished.
+    served: int
+    #: Seconds since it was asked for.
+    age: float
+    #: Seconds since its last task ended, None while it has tasks or starts.
+    idle: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One worker of an environment."""
+
+    environment: str
+    hostname: str
+    minimum: int
+    maximum: int
+    concurrency: int
+    replicas: tuple[ReplicaStatus, ...]
+    #: Tasks that the worker has claimed and no replica has.
+    waiting: int
+    #: Tasks that replicas have.
+    running: int
+    #: Tasks in the queue that nobody has claimed; None when the broker did not say.
+    ready: int | None
+    target: int
+    reason: str | None
+    decision: str | None
+    #: Why the environment cannot start replicas, None when it can.
+    failure: str | None
+    #: Seconds from asking for a replica to its readiness, the last ones.
+    start_seconds: tuple[float, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-native form, as it travels in a control reply."""
+        return asdict(self)
+
+
+def status_of(pool: ReplicaPool, autoscaler: Autoscaler, hostname: str, ready: int | None) -> WorkerStatus:
+    """Describe a worker as it is now."""
+    now = time.monotonic()
+    replicas = tuple(
+        ReplicaStatus(
+            number=replica.number,
+            pid=replica.pid,
+            state=str(replica.child.state),
+            running=len(replica.jobs),
+            served=replica.served,
+            age=round(now - replica.child.started_at, 3),
+            idle=round(now - replica.child.idle_since, 3)
+            if replica.child.state is State.READY and not replica.jobs
+            else None,
+        )
+        for replica in pool.replicas
+    )
+    last = autoscaler.last
+    return WorkerStatus(
+        environment=pool.serving.name,
+        hostname=hostname,
+        minimum=autoscaler.limits.lowest,
+        maximum=autoscaler.limits.highest,
+        concurrency=autoscaler.limits.concurrency,
+        replicas=replicas,
+        waiting=len(pool.waiting),
+        running=len(pool.jobs) - len(pool.waiting),
+        ready=ready,
+        target=autoscaler.target,
+        reason=str(last.reason) if last else None,
+        decision=last.text if last else None,
+        failure=pool.starts.error if pool.starts.failed else None,
+        start_seconds=tuple(round(seconds, 4) for seconds in pool.replicas.start_seconds),
+    )

@@ -1,0 +1,97 @@
+"""Bootsteps of an environment's worker; the app names them as strings, so that only workers load this module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import bootsteps
+from celery.utils.log import get_logger
+
+from ..autoscaler.decide import Observed
+from ..autoscaler.driver import Autoscaler, Explained
+from ..clock import SystemClock
+from . import control
+from .pool import ReplicaPool
+
+logger = get_logger("flyte_celery.worker")
+
+#: Most messages that a worker claims beyond what can run at once, however short its tasks are.
+MOST_LOOKAHEAD = 1000
+
+
+class AutoscalerStep(bootsteps.StartStopStep):
+    """Runs the autoscaler in workers that serve an environment, and stays out of all others."""
+
+    label = "Environment"
+    conditional = True
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        super().__init__(worker, **options)
+        self.enabled = isinstance(worker.pool_cls, type) and issubclass(worker.pool_cls, ReplicaPool)
+        self._considering = False
+        self._prefetch = 0
+
+    def create(self, worker: Any) -> None:
+        """Put the autoscaler where Celery's own would be, so that its control commands find it."""
+        pool: ReplicaPool = worker.pool
+        self._worker = worker
+        worker.autoscaler = self._autoscaler = Autoscaler(
+            pool, pool.serving.limits, self._look, SystemClock(), self._decided
+        )
+        pool.on_change = self._soon
+        self._prefetch = worker.concurrency  # what `serving` gave Celery's consumer to begin with
+        control.register()
+
+    def info(self, worker: Any) -> dict[str, Any]:
+        """What `celery inspect stats` shows."""
+        return {"autoscaler": worker.autoscaler.info()}
+
+    def _soon(self) -> None:
+        """Consider once per turn of the event loop, however many tasks arrive in it."""
+        if not self._considering and self._worker.hub is not None:
+            self._considering = True
+            self._worker.hub.call_soon(self._consider)
+
+    def _consider(self) -> None:
+        self._considering = False
+        self._autoscaler.consider()
+        self._adjust_prefetch()
+
+    def _look(self) -> Observed | None:
+        # Every message that can run is claimed at once, so what the pool holds is the whole demand up to capacity,
+        # and beyond capacity demand changes nothing.
+        return self._worker.pool.observed()
+
+    def _adjust_prefetch(self) -> None:
+        """Claim what can run, and a little more, so that short tasks never wait for the broker and long ones do not."""
+        qos = getattr(getattr(self._worker, "consumer", None), "qos", None)
+        if qos is None:
+            return
+        limits = self._autoscaler.limits
+        wanted = max(1, limits.highest * limits.concurrency) + self._lookahead()
+        # Small corrections are not worth a command to the consumer.
+        if abs(wanted - self._prefetch) * 8 > self._prefetch:
+            change, self._prefetch = wanted - self._prefetch, wanted
+            (qos.increment_eventually if change > 0 else qos.decrement_eventually)(abs(change))
+
+    def _lookahead(self) -> int:
+        pool: ReplicaPool = self._worker.pool
+        if pool.mean_duration is None:
+            return 0
+        per_slot = pool.serving.settings.lookahead / max(pool.mean_duration, 1e-6)
+        return min(MOST_LOOKAHEAD, int(per_slot * pool.live))
+
+    def _decided(self, explained: Explained) -> None:
+        worker = self._worker
+        name = worker.pool.serving.name
+        logger.info("%s: %s", name, explained.text)
+        dispatcher = getattr(getattr(worker, "consumer", None), "event_dispatcher", None)
+        if dispatcher is not None and dispatcher.enabled:
+            dispatcher.send(
+                "environment-scaled",
+                environment=name,
+                target=explained.target,
+                reason=str(explained.reason),
+                text=explained.text,
+            )

@@ -20,9 +20,11 @@ class Pool(Protocol):
 
     def views(self) -> list[ReplicaView]:
         """The replicas as `victims` wants to see them."""
+        ...
 
     def start_replicas(self, n: int) -> int:
         """Add up to `n` replicas and say how many came."""
+        ...
 
     def drain(self, numbers: Iterable[int], reason: StopReason) -> None:
         """Let these replicas finish and end."""
@@ -30,6 +32,7 @@ class Pool(Protocol):
     @property
     def live(self) -> int:
         """Replicas that take tasks, or will."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,9 @@ class Autoscaler:
         seen = self._look()
         decision = decide(self.limits, seen, self._memory, self._clock.monotonic(), self.target)
         self._memory = decision.memory
-        explained = Explained(self._clock.time(), decision.target, decision.reason, explain(decision, seen, self.limits))
+        explained = Explained(
+            self._clock.time(), decision.target, decision.reason, explain(decision, seen, self.limits)
+        )
         self.last = explained
         if decision.target != self.target:
             self.target = decision.target

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .show import list_command, status_command, explain_command
+from .show import explain_command, list_command, status_command
 from .up import down_command, up_command
 from .worker import worker_command
 

@@ -62,9 +62,7 @@ def _described(environment: TaskEnvironment) -> dict[str, Any]:
 @click.option("--watch", is_flag=True, help="Look again and again until Ctrl-C.")
 @click.option("--interval", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds of --watch.")
 @click.pass_context
-def status_command(
-    ctx: click.Context, environment: str | None, as_json: bool, watch: bool, interval: float
-) -> None:
+def status_command(ctx: click.Context, environment: str | None, as_json: bool, watch: bool, interval: float) -> None:
     """Replicas by state, running and waiting tasks, the queue's depth, the last decision and its reason."""
     app = ctx.obj.app
     _load(app)
@@ -151,4 +149,6 @@ def _load(app: Any) -> None:
 def _ensure(app: Any) -> None:
     dispatcher = dispatcher_of(app)
     if not dispatcher.has_broker:
-        raise click.ClickException("Nothing runs here: the bundled Redis of this directory is not started. Try `env up`.")
+        raise click.ClickException(
+            "Nothing runs here: the bundled Redis of this directory is not started. Try `env up`."
+        )

@@ -14,8 +14,8 @@ from typing import Any
 import click
 from celery.bin.base import CeleryCommand
 
-from ..client.install import dispatcher_of
 from .. import embedded
+from ..client.install import dispatcher_of
 from ..environment import TaskEnvironment, environments
 from ..gpu.discover import can_offer
 from ..replica.application import ApplicationReference, find
@@ -124,9 +124,7 @@ def plan(app: Any, flower_port: int | None, worker_options: Mapping[str, str]) -
         options = [text for option, value in worker_options.items() for text in (option, value)]
         services.append(Service(name, [*celery, "env", "worker", name, "--loglevel", "INFO", "-E", *options], ""))
     if flower_port is not None:
-        services.append(
-            Service("flower", [*celery, "flower", "--address=127.0.0.1", f"--port={flower_port}"], "")
-        )
+        services.append(Service("flower", [*celery, "flower", "--address=127.0.0.1", f"--port={flower_port}"], ""))
     width = max((len(service.name) for service in services), default=0)
     for service, colour in zip(services, _COLOURS * (1 + len(services) // len(_COLOURS)), strict=False):
         service.colour, service.width = colour, width

@@ -38,7 +38,7 @@ def known_environment(name: str, app: Any) -> str:
 
 
 @click.pass_context
-def _worker(ctx: click.Context, environment: str, **options: Any) -> None:
+def _worker(ctx: click.Context, /, environment: str, **options: Any) -> None:
     """Start a worker for one environment: its queue, its replicas, its autoscaler."""
     app = ctx.obj.app
     name = known_environment(environment, app)

@@ -19,7 +19,7 @@ from .results import EnvironmentResult
 
 if TYPE_CHECKING:
     from celery import Celery, Task
-    from kombu import Queue
+    from kombu.entity import Queue
 
     from ..task import TaskTemplate
 
@@ -55,10 +55,10 @@ class EnvironmentTask:
             TypeError: An argument does not fit; names the task, the parameter, the expected type and the value.
         """
         args, kwargs = self.template.dump_call(tuple(args or ()), dict(kwargs or {}))
-        type(self).before_publish()
+        self.before_publish()
         return super().apply_async(args, kwargs, **options)  # type: ignore[misc]
 
-    def AsyncResult(self, task_id: str, **options: Any) -> EnvironmentResult:  # noqa: N802  # Celery's name
+    def AsyncResult(self, task_id: str, **options: Any) -> EnvironmentResult:  # Celery's name
         """The result of a call by its id, with the task's return type."""
         app = self._get_app()
         result = EnvironmentResult(task_id, backend=self.backend, task_name=self.name, app=app, **options)
@@ -125,9 +125,7 @@ def _running(task: EnvironmentTask) -> Iterator[None]:
         context.current_run.reset(token)
 
 
-def make_task(
-    app: Celery, template: TaskTemplate[Any, Any], queue: Queue, before_publish: Callable[[], None]
-) -> Task:
+def make_task(app: Celery, template: TaskTemplate[Any, Any], queue: Queue, before_publish: Callable[[], None]) -> Task:
     """Make the Celery task of a template and register it with the app, in place of an earlier one of that name."""
     options = dict(template.celery_options)
     attributes = {

@@ -78,14 +78,11 @@ class CeleryDispatcher:
         return self.celery_task(task).apply_async(args, kwargs, **{**_overridden(task), **options})
 
     def signature(
-        self, task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any]
+        self, task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any] | None, options: dict[str, Any]
     ) -> Any:
         """A Celery signature; its arguments are in JSON form already, because signatures travel inside messages."""
         args, kwargs = task.dump_partial(args, kwargs)
-        immutable = options.pop("immutable", False)
-        return self.celery_task(task).signature(
-            args, kwargs, immutable=immutable, **{**_overridden(task), **options}
-        )
+        return self.celery_task(task).signature(args, kwargs, **{**_overridden(task), **options})
 
     # -- Flyte's face ------------------------------------------------------------------------------------------------
 

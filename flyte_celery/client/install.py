@@ -7,6 +7,7 @@ and workers of the same app are left as they are.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
@@ -15,18 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery, signals
-from kombu.utils.imports import symbol_by_name
 
 from .. import embedded
 from ..environment import environments
 from ..errors import InitializationError
-from ..names import queue_name
+from ..names import queue_name, split_task_name
 from ..settings import Settings, redacted
 from ..task import set_dispatcher, set_dispatcher_factory
 from .dispatch import CeleryDispatcher
 
 if TYPE_CHECKING:
-    from kombu import Queue
+    from kombu.entity import Queue
 
 logger = logging.getLogger("flyte_celery")
 
@@ -80,7 +80,7 @@ def init(
     if app is None:
         app = Celery(main or _calling_module())
         app.conf.update(settings)
-        app.conf.update(broker_url=broker_url, result_backend=_backend_form(backend_url))
+        app.conf.update(broker_url=broker_url, result_backend=backend_url)
     else:
         _configure_existing(app, broker_url if broker else None, backend_url if (broker or backend) else None)
     home = found.project_dir if use_embedded else None
@@ -94,17 +94,19 @@ def install(app: Celery, embedded_home: Path | None = None) -> Celery:
     dispatcher = _installed.get(app)
     if dispatcher is None:
         dispatcher = _installed[app] = CeleryDispatcher(app, embedded_home)
-        app.steps["worker"].add("flyte_celery.worker.steps:AutoscalerStep")
-        _add_worker_options(app)
-        app.on_after_configure.connect(_route_environments, weak=False)
-        if app.configured:
-            _route_environments(app)
-        app.on_after_finalize.connect(dispatcher.register_all, weak=False)
-        signals.worker_init.connect(_on_worker_init, weak=False)
+        _hook_in(app, dispatcher)
     set_dispatcher(dispatcher)
-    if app.finalized:
-        dispatcher.register_all()
     return app
+
+
+def _hook_in(app: Any, dispatcher: CeleryDispatcher) -> None:
+    app.steps["worker"].add("flyte_celery.worker.steps:AutoscalerStep")
+    _add_worker_options(app)
+    app.on_after_configure.connect(_route_environments, weak=False)
+    if app.configured:
+        _route_environments(app)
+    app.on_after_finalize.connect(dispatcher.register_all, weak=False)
+    signals.worker_init.connect(_on_worker_init, weak=False)
 
 
 def dispatcher_of(app: Celery) -> CeleryDispatcher:
@@ -129,10 +131,10 @@ def route(name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **_
     It serves `app.send_task("env.func")` in processes that have not imported the task; a task object carries its
     queue itself.
     """
-    environment, _, function = name.rpartition(".")
-    if not function or environment not in environments():
+    split = split_task_name(name)
+    if split is None or split[0] not in environments():
         return None
-    return {"queue": queue_name(environment)}
+    return {"queue": queue_name(split[0])}
 
 
 def environment_queue(app: Celery, name: str) -> Queue:
@@ -141,22 +143,19 @@ def environment_queue(app: Celery, name: str) -> Queue:
     It is passed as an object: naming it in options would add it to the queues that a plain worker of the same
     process consumes after a reconnect.
     """
-    return app.amqp.queues.new_missing(queue_name(name))
+    queue: Queue = app.amqp.queues.new_missing(queue_name(name))
+    return queue
 
 
 def _is_redis(url: str | None) -> bool:
     return url is not None and url.split("://", 1)[0].split("+")[0] in ("redis", "rediss")
 
 
-def _backend_form(url: str | None) -> str | None:
-    return url
-
-
 def _configure_existing(app: Celery, broker_url: str | None, backend_url: str | None) -> None:
     if broker_url is not None:
-        app.conf.broker_url = broker_url
+        app.conf.update(broker_url=broker_url)
     if backend_url is not None:
-        app.conf.result_backend = backend_url
+        app.conf.update(result_backend=backend_url)
 
 
 def _calling_module() -> str:
@@ -180,12 +179,13 @@ def _on_worker_init(sender: Any, **_: Any) -> None:
         return
     dispatcher.ensure_broker()
     sender.app.finalize()
-    symbol_by_name("flyte_celery.worker.serving:prepare")(sender)
+    importlib.import_module("flyte_celery.worker.serving").prepare(sender)
 
 
 def _add_worker_options(app: Celery) -> None:
     if "celery.bin.celery" in sys.modules:  # a `celery` command: only there are options read, and click is loaded
-        app.user_options["worker"].update(symbol_by_name("flyte_celery.cli.options:worker_options")())
+        options: Any = app.user_options
+        options["worker"].update(importlib.import_module("flyte_celery.cli.options").worker_options())
 
 
 def _default_dispatcher() -> CeleryDispatcher | None:

@@ -230,9 +230,7 @@ async def _submitted_async(
 ) -> AsyncIterator[Any]:
     loop = asyncio.get_running_loop()
     news: asyncio.Queue[Future] = asyncio.Queue()
-    flight = _Flight(
-        dispatcher, mapped, concurrency, lambda future: _tell(loop, news, future)
-    )
+    flight = _Flight(dispatcher, mapped, concurrency, lambda future: _tell(loop, news, future))
     try:
         flight.fill()
         while flight.waiting:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import os
 import threading
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import redis
 import redis.asyncio
@@ -22,15 +23,12 @@ from celery.utils.log import get_logger
 
 from ..task import TaskTemplate
 
-if TYPE_CHECKING:
-    from celery.backends.base import BaseBackend
-
 logger = get_logger("flyte_celery.results")
 
 Meta = dict[str, Any]
 
 
-class EnvironmentResult(AsyncResult):  # type: ignore[misc]
+class EnvironmentResult(AsyncResult):
     """Celery's `AsyncResult` of an environment's task: its value has the task's return type, and it can be awaited."""
 
     #: The task, when it is known in this process.
@@ -55,7 +53,7 @@ class EnvironmentResult(AsyncResult):  # type: ignore[misc]
         return self._wait().__await__()
 
     async def _wait(self) -> Any:
-        meta = await asyncio.wrap_future(waiter_of(self.backend).wait(self.id))
+        meta = await asyncio.wrap_future(waiter_of(self.backend).wait(str(self.id)))
         self.maybe_throw_meta(meta)
         return self.typed(meta["result"])
 
@@ -68,7 +66,7 @@ class EnvironmentResult(AsyncResult):  # type: ignore[misc]
 class ResultWaiter:
     """Waits for the results of one backend."""
 
-    def __init__(self, backend: BaseBackend) -> None:
+    def __init__(self, backend: Any) -> None:
         self._backend = backend
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -125,10 +123,8 @@ class ResultWaiter:
             waiting.remove(future)
             if not waiting and self._futures.get(key) is waiting:
                 del self._futures[key]
-                try:
+                with contextlib.suppress(redis.ConnectionError, OSError):  # the subscription went with the connection
                     await self._pubsub.unsubscribe(key)
-                except (redis.ConnectionError, OSError):
-                    pass  # the subscription went with the connection
 
     async def _subscribe(self, key: str) -> None:
         # redis-py's pub/sub object connects at its first command; two first commands at once would connect twice.
@@ -179,7 +175,7 @@ class ResultWaiter:
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 5.0)
 
-    def _settle(self, key: str, payload: bytes | None) -> None:
+    def _settle(self, key: str, payload: bytes | str | None) -> None:
         if not payload:
             return
         meta = self._backend.meta_from_decoded(self._backend.decode(payload))
@@ -193,7 +189,7 @@ class ResultWaiter:
         return _text(self._backend.get_key_for_task(task_id))
 
 
-def waiter_of(backend: BaseBackend) -> ResultWaiter:
+def waiter_of(backend: Any) -> ResultWaiter:
     """The waiter of a backend in this process."""
     waiter = _waiters.get(id(backend))
     if waiter is None or waiter._backend is not backend:
@@ -225,7 +221,7 @@ def _async_client(connparams: dict[str, Any]) -> redis.asyncio.Redis:
     return redis.asyncio.Redis(connection_pool=redis.asyncio.ConnectionPool(connection_class=connection, **params))
 
 
-def _ask_celery(backend: BaseBackend, task_id: str) -> concurrent.futures.Future[Meta]:
+def _ask_celery(backend: Any, task_id: str) -> concurrent.futures.Future[Meta]:
     future: concurrent.futures.Future[Meta] = concurrent.futures.Future()
 
     def ask() -> None:

@@ -12,24 +12,24 @@ from .address import STATE_FOLDER, client_url
 from .error import EmbeddedRedisError
 from .server import EmbeddedRedis
 
-__all__ = ["STATE_FOLDER", "EmbeddedRedis", "EmbeddedRedisError", "client_url", "running", "start", "stop", "url"]
+__all__ = ["STATE_FOLDER", "EmbeddedRedisError", "client_url", "running", "start", "stop", "url"]
 
 
 def url(project_dir: Path) -> str:
-    """See `EmbeddedRedis.url`."""
+    """See `server.EmbeddedRedis.url`."""
     return EmbeddedRedis(project_dir).url
 
 
 def running(project_dir: Path) -> str | None:
-    """See `EmbeddedRedis.running`."""
+    """See `server.EmbeddedRedis.running`."""
     return EmbeddedRedis(project_dir).running()
 
 
 def start(project_dir: Path) -> str:
-    """See `EmbeddedRedis.start`."""
+    """See `server.EmbeddedRedis.start`."""
     return EmbeddedRedis(project_dir).start()
 
 
 def stop(project_dir: Path) -> bool:
-    """See `EmbeddedRedis.stop`."""
+    """See `server.EmbeddedRedis.stop`."""
     return EmbeddedRedis(project_dir).stop()

@@ -73,7 +73,7 @@ class Carried(Coroutine[Any, Any, Any]):
             _task_stack.pop()
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        return self  # type: ignore[return-value]  # it has what the await protocol uses: __next__, send, throw, close
+        return self
 
     def __iter__(self) -> Carried:
         return self
@@ -152,9 +152,7 @@ def wait(coroutine: Coroutine[Any, Any, T]) -> T:
         tracer.body = None
 
 
-def task_factory(
-    loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any
-) -> asyncio.Task[Any]:
+def task_factory(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
     """Make asyncio tasks that a body starts (`gather`, `create_task`) carry the body's Celery task along."""
     carried = _carried.get()
     if carried is not None and not isinstance(coroutine, Carried):

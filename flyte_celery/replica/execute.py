@@ -118,11 +118,12 @@ class Job:
         try:
             if self._call is not None:
                 accepted()
-                return await self._call.run()
-            if self._main_thread is not None:
-                return await self._main_thread.call(self._traced_there, accepted)
-            # A plain task of the app that somebody routed here: this replica's main thread is the loop's.
-            return await asyncio.to_thread(self._traced_there, accepted)
+                outcome: Outcome = await self._call.run()
+            elif self._main_thread is not None:
+                outcome = await self._main_thread.call(self._traced_there, accepted)
+            else:  # a plain task of the app that somebody routed here: this replica's main thread is the loop's
+                outcome = await asyncio.to_thread(self._traced_there, accepted)
+            return outcome
         except asyncio.CancelledError:
             return (CANCELLED,)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import logging
 import os
 import pickle
 import signal
@@ -19,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any
+from typing import Any, NoReturn
 
 from celery import signals
 from celery.app.trace import build_tracer, setup_worker_optimizations
@@ -69,7 +68,7 @@ def run(sock: socket.socket, plan: ReplicaPlan, app: Any, number: int) -> int:
     return codes[0] if codes else 1
 
 
-def leave(code: int) -> None:
+def leave(code: int) -> NoReturn:
     """End this process without the exit handlers that it inherited from the launcher."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -156,8 +155,8 @@ class Replica:
         signals.worker_process_shutdown.send(sender=self.plan.hostname, pid=os.getpid(), exitcode=0)
         return 0
 
-    async def _run_hook(self, hook: Hook, timeout: float | None) -> None:
-        seconds = timeout if hook.timeout is None else hook.timeout.total_seconds()
+    async def _run_hook(self, hook: Hook, patience: float | None) -> None:
+        seconds = patience if hook.timeout is None else hook.timeout.total_seconds()
         try:
             async with asyncio.timeout(seconds):
                 if asyncio.iscoroutinefunction(hook.func):
@@ -169,8 +168,7 @@ class Replica:
         except TimeoutError as exc:
             name = getattr(hook.func, "__qualname__", repr(hook.func))
             raise TimeoutError(
-                f"the hook {name!r} did not finish within {seconds:g} s; give it more with "
-                "@env.on_startup(timeout=...)"
+                f"the hook {name!r} did not finish within {seconds:g} s; give it more with @env.on_startup(timeout=...)"
             ) from exc
 
     def _on_readable(self) -> None:

@@ -8,6 +8,7 @@ replicas and exits: no task of a dead worker goes on running.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import pickle
@@ -89,10 +90,8 @@ class Launcher:
                 return messages
 
     def _tell(self, event: Any) -> None:
-        try:
+        with contextlib.suppress(OSError):  # the worker is gone; the next read says so
             self.sock.sendall(encode(event))
-        except OSError:
-            pass  # the worker is gone; the next read says so
 
     def _start(self, start: Start) -> None:
         fd = self.fds.popleft()
@@ -123,7 +122,7 @@ class Launcher:
         except BaseException:
             traceback.print_exc()
             code = 1
-        replica_main.leave(code)
+        return replica_main.leave(code)
 
     def _spawn(self, start: Start, fd: int) -> int:
         process = subprocess.Popen(

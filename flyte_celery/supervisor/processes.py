@@ -9,6 +9,7 @@ reported with its status and peak memory.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -165,7 +166,5 @@ class Launcher:
 
 def kill(pid: int, signum: int = signal.SIGKILL) -> None:
     """Send a signal to a process that may already be gone."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signum)
-    except ProcessLookupError:
-        pass

@@ -78,7 +78,7 @@ class ReplicaPool(BasePool):
         loop.call_repeatedly(self.serving.settings.autoscale_interval, self.tick)
         self.on_change()
 
-    def on_apply(
+    def on_apply(  # pyright: ignore[reportIncompatibleMethodOverride]  # Celery's base class does nothing here
         self,
         target: Any,
         args: tuple[Any, ...],
@@ -371,5 +371,3 @@ def _load(pickled: bytes) -> Any:
             raise RuntimeError(f"The task failed with an exception that this worker cannot read: {problem}")
         except RuntimeError:
             return ExceptionInfo()
-
-

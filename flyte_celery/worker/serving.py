@@ -201,5 +201,6 @@ def _startup_patience(environment: TaskEnvironment, default: float) -> float:
     return math.fsum(default if timeout is None else timeout.total_seconds() for timeout in hooks) + 5.0
 
 
-def _seconds(override: float | None, policy: timedelta) -> float:
-    return policy.total_seconds() if override is None else float(override)
+def _seconds(override: float | None, policy: float | timedelta) -> float:
+    value = policy if override is None else override
+    return value.total_seconds() if isinstance(value, timedelta) else float(value)

@@ -32,10 +32,10 @@ class AutoscalerStep(bootsteps.StartStopStep):
         self._considering = False
         self._prefetch = 0
 
-    def create(self, worker: Any) -> None:
+    def create(self, parent: Any) -> None:
         """Put the autoscaler where Celery's own would be, so that its control commands find it."""
+        worker = self._worker = parent
         pool: ReplicaPool = worker.pool
-        self._worker = worker
         worker.autoscaler = self._autoscaler = Autoscaler(
             pool, pool.serving.limits, self._look, SystemClock(), self._decided
         )
@@ -43,9 +43,9 @@ class AutoscalerStep(bootsteps.StartStopStep):
         self._prefetch = worker.concurrency  # what `serving` gave Celery's consumer to begin with
         control.register()
 
-    def info(self, worker: Any) -> dict[str, Any]:
+    def info(self, obj: Any) -> Any:
         """What `celery inspect stats` shows."""
-        return {"autoscaler": worker.autoscaler.info()}
+        return {"autoscaler": obj.autoscaler.info()}
 
     def _soon(self) -> None:
         """Consider once per turn of the event loop, however many tasks arrive in it."""
@@ -61,7 +61,8 @@ class AutoscalerStep(bootsteps.StartStopStep):
     def _look(self) -> Observed | None:
         # Every message that can run is claimed at once, so what the pool holds is the whole demand up to capacity,
         # and beyond capacity demand changes nothing.
-        return self._worker.pool.observed()
+        pool: ReplicaPool = self._worker.pool
+        return pool.observed()
 
     def _adjust_prefetch(self) -> None:
         """Claim what can run, and a little more, so that short tasks never wait for the broker and long ones do not."""

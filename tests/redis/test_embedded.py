@@ -21,7 +21,8 @@ import redis
 from celery import Celery
 from kombu.connection import Connection
 
-from flyte_celery.embedded import EmbeddedRedis, EmbeddedRedisError, client_url, program, server
+from flyte_celery.embedded import EmbeddedRedisError, client_url, program, running, server, start, stop, url
+from flyte_celery.embedded.server import EmbeddedRedis
 from tests.helpers import processes
 from tests.helpers.waiting import wait_until
 
@@ -104,10 +105,18 @@ def test_a_server_is_started_once_and_found_again(project: Path) -> None:
     embedded = EmbeddedRedis(project)
     assert embedded.running() is None
     assert not list(project.iterdir()), "asking makes nothing"
-    url = embedded.start()
-    assert url == embedded.running() == embedded.url == EmbeddedRedis(str(project)).start()
-    assert url == f"redis+socket://{project}/.flyte-celery/redis/redis.sock?virtual_host=0"
+    started = embedded.start()
+    assert started == embedded.running() == embedded.url == EmbeddedRedis(str(project)).start()
+    assert started == f"redis+socket://{project}/.flyte-celery/redis/redis.sock?virtual_host=0"
     assert servers_of(project) == [pid_of(project)]
+
+
+def test_the_package_offers_it_as_functions(project: Path) -> None:
+    expected = url(project)
+    assert running(project) is None
+    assert start(project) == expected == running(project)
+    assert stop(project)
+    assert running(project) is None
 
 
 def test_a_directory_is_the_same_by_all_of_its_names(project: Path, tmp_path: Path) -> None:

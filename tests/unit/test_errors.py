@@ -151,7 +151,7 @@ def test_an_error_can_be_made_again_from_its_arguments(
 ) -> None:
     """Celery's JSON results do that: `cls(*args)`."""
     error: Any = PUBLIC[name](*arguments)
-    again = PUBLIC[name](*json.loads(json.dumps(error.args)))
+    again: Any = PUBLIC[name](*json.loads(json.dumps(error.args)))
     assert (again.code, again.kind, str(again)) == (code, kind, str(error))
 
 

@@ -89,11 +89,6 @@ def priority_lists(
     return tuple(f"{queue}{separator}{step}" if step else queue for step in steps)
 
 
-def environments_key() -> str:
-    """The catalogue of environments: a hash of environment name to its description in JSON."""
-    return f"{PREFIX}environments"
-
-
-def status_key(environment: str) -> str:
-    """What the workers of an environment last said about themselves: a hash of worker name to JSON."""
-    return f"{PREFIX}status:{environment}"
+def environment_key(environment: str) -> str:
+    """The catalogue's entry of an environment: its description in JSON, for as long as it was published lately."""
+    return f"{PREFIX}environment:{environment}"

@@ -41,7 +41,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def no_process_left_behind() -> Iterator[None]:
     """Fail a test that leaves a process running, and end that process.
 
-    Processes of fixtures with a wider scope exist before the test: they are its environment, not its leak.
+    Processes of fixtures with a wider scope exist before the test: they are its environment, not its leak, and so
+    are the children that they start meanwhile.
     """
     before = processes.everything()
     yield
@@ -65,7 +66,9 @@ def _started_since(before: set[int]) -> set[int]:
     if not (new := processes.everything() - before):
         return new
     run = os.getpid()
-    return new.intersection((*processes.descendants(run), *processes.carrying(_MARK, str(run))))
+    family = processes.descendants(run)
+    children = {child for older in before.intersection(family) for child in processes.descendants(older)}
+    return new.intersection((*family, *processes.carrying(_MARK, str(run)))) - children
 
 
 def _kept_by_python(pid: int) -> bool:

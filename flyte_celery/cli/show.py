@@ -50,7 +50,7 @@ def _described(environment: TaskEnvironment) -> dict[str, Any]:
         "policy": "ephemeral, one process per task"
         if policy is None
         else f"{policy.min_replicas} to {policy.max_replicas}, {policy.concurrency} task(s) each, "
-        f"idle_ttl {policy.idle_ttl.total_seconds():g} s, scaledown_ttl {policy.scaledown_ttl.total_seconds():g} s",
+        f"idle_ttl {policy.get_idle_ttl().total_seconds():g} s, scaledown_ttl {policy.get_idle_ttl().total_seconds():g} s",
         "resources": ", ".join(f"{name}={value}" for name, value in asked.items()),
         "tasks": sorted(environment.tasks),
     }

@@ -19,7 +19,7 @@ from ..client.install import dispatcher_of
 from ..environment import TaskEnvironment, environments
 from ..gpu.discover import can_offer
 from ..replica.application import ApplicationReference, find
-from ..worker.serving import CannotServe, check_broker, check_conflicts
+from ..worker.prepare import CannotServe, check_broker, check_conflicts
 
 #: Seconds before a process that died is started again; doubles up to the cap while it keeps dying young.
 RESTART_BASE = 1.0

@@ -15,6 +15,7 @@ from ..environment import environments
 from . import local
 from .celery_task import make_task
 from .results import Meta, waiter_of
+from .routing import environment_queue
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -48,8 +49,6 @@ class CeleryDispatcher:
     def registered(self, task: AnyTask) -> None:
         """A task was defined; before the app is finalized it only waits for `register_all`."""
         if self.app.finalized:
-            from .install import environment_queue
-
             make_task(self.app, task, environment_queue(self.app, task.parent_env_name), self.ensure_broker)
 
     def celery_task(self, task: AnyTask) -> Any:

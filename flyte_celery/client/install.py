@@ -13,20 +13,16 @@ import os
 import sys
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery import Celery, signals
 
 from .. import embedded
-from ..environment import environments
 from ..errors import InitializationError
-from ..names import queue_name, split_task_name
 from ..settings import Settings, redacted
 from ..task import set_dispatcher, set_dispatcher_factory
 from .dispatch import CeleryDispatcher
-
-if TYPE_CHECKING:
-    from kombu.entity import Queue
+from .routing import route_environments
 
 logger = logging.getLogger("flyte_celery")
 
@@ -102,9 +98,9 @@ def install(app: Celery, embedded_home: Path | None = None) -> Celery:
 def _hook_in(app: Any, dispatcher: CeleryDispatcher) -> None:
     app.steps["worker"].add("flyte_celery.worker.steps:AutoscalerStep")
     _add_worker_options(app)
-    app.on_after_configure.connect(_route_environments, weak=False)
+    app.on_after_configure.connect(route_environments, weak=False)
     if app.configured:
-        _route_environments(app)
+        route_environments(app)
     app.on_after_finalize.connect(dispatcher.register_all, weak=False)
     signals.worker_init.connect(_on_worker_init, weak=False)
 
@@ -125,28 +121,6 @@ def dispatcher_of(app: Celery) -> CeleryDispatcher:
         ) from None
 
 
-def route(name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **_: Any) -> dict[str, Any] | None:
-    """Celery router: a task named `environment.function` goes to the environment's queue.
-
-    It serves `app.send_task("env.func")` in processes that have not imported the task; a task object carries its
-    queue itself.
-    """
-    split = split_task_name(name)
-    if split is None or split[0] not in environments():
-        return None
-    return {"queue": queue_name(split[0])}
-
-
-def environment_queue(app: Celery, name: str) -> Queue:
-    """The queue of an environment, declared as Celery declares queues that it was not told of.
-
-    It is passed as an object: naming it in options would add it to the queues that a plain worker of the same
-    process consumes after a reconnect.
-    """
-    queue: Queue = app.amqp.queues.new_missing(queue_name(name))
-    return queue
-
-
 def _is_redis(url: str | None) -> bool:
     return url is not None and url.split("://", 1)[0].split("+")[0] in ("redis", "rediss")
 
@@ -165,21 +139,13 @@ def _calling_module() -> str:
     return spec.name if name == "__main__" and spec is not None else name
 
 
-def _route_environments(sender: Any, **_: Any) -> None:
-    conf = sender.conf
-    routes = conf.task_routes
-    routes = [] if routes is None else list(routes) if isinstance(routes, list | tuple) else [routes]
-    if route not in routes:
-        conf.task_routes = [route, *routes]
-
-
 def _on_worker_init(sender: Any, **_: Any) -> None:
     dispatcher = _installed.get(sender.app)
     if dispatcher is None:
         return
     dispatcher.ensure_broker()
     sender.app.finalize()
-    importlib.import_module("flyte_celery.worker.serving").prepare(sender)
+    importlib.import_module("flyte_celery.worker.prepare").prepare(sender)
 
 
 def _add_worker_options(app: Celery) -> None:

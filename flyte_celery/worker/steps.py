@@ -10,13 +10,20 @@ from celery.utils.log import get_logger
 from ..autoscaler.decide import Observed
 from ..autoscaler.driver import Autoscaler, Explained
 from ..clock import SystemClock
+from ..fleet.catalogue import Catalogue
+from ..fleet.connection import connect
+from ..names import queue_name
 from . import control
 from .pool import ReplicaPool
+from .serving import Serving
 
 logger = get_logger("flyte_celery.worker")
 
 #: Most messages that a worker claims beyond what can run at once, however short its tasks are.
 MOST_LOOKAHEAD = 1000
+
+#: Seconds between two publications of the environment in the catalogue.
+PUBLISH_INTERVAL = 24 * 3600.0
 
 
 class AutoscalerStep(bootsteps.StartStopStep):
@@ -42,6 +49,15 @@ class AutoscalerStep(bootsteps.StartStopStep):
         pool.on_change = self._soon
         self._prefetch = worker.concurrency  # what `serving` gave Celery's consumer to begin with
         control.register()
+
+    def start(self, parent: Any) -> None:
+        """Tell the fleet's other processes that this environment exists."""
+        serving: Serving = parent.pool.serving
+        conf = parent.app.conf
+        catalogue = Catalogue(connect(conf.broker_read_url or conf.broker_url))
+        description = {"queue": queue_name(serving.name), "tasks": sorted(serving.environment.tasks)}
+        catalogue.publish(serving.name, description)
+        parent.timer.call_repeatedly(PUBLISH_INTERVAL, catalogue.publish, (serving.name, description))
 
     def info(self, obj: Any) -> Any:
         """What `celery inspect stats` shows."""

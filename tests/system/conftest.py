@@ -8,6 +8,8 @@ from typing import Protocol
 
 import pytest
 
+from tests.helpers.projects import Project
+from tests.helpers.redis_server import RedisServer
 from tests.helpers.workers import Worker, write_module
 
 _FOLDER = Path(__file__).parent
@@ -90,3 +92,13 @@ def start_worker(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Sta
         worker.destroy()
         if request.node.stash.get(_FAILED, False):
             print(worker.log_tail())
+
+
+@pytest.fixture(scope="module")
+def shared(
+    tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer, _redis_databases: Iterator[int]
+) -> Iterator[Project]:
+    """One project for all tests of a module, to start workers that serve more than one test."""
+    project = Project(tmp_path_factory.mktemp("project"), redis_server.url(next(_redis_databases)))
+    yield project
+    project.close()

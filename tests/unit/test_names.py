@@ -67,6 +67,6 @@ def test_other_priority_steps_and_another_separator() -> None:
 
 
 def test_all_other_keys_have_one_prefix() -> None:
-    keys = [names.environments_key(), names.status_key("my-env")]
+    keys = [names.environment_key("my-env")]
     assert keys == ["flyte-celery:environments", "flyte-celery:status:my-env"]
     assert all(key.startswith(names.PREFIX) for key in keys)

@@ -559,7 +559,10 @@ def test_the_native_interface_has_flytes_names() -> None:
     assert empty is type
     assert interface.inputs["a"][0] is int
     assert interface.inputs["c"] == (str, "x")
-    assert [name for name, (_, default) in interface.inputs.items() if default is interface.inputs["b"][1]] == ["a", "b"]
+    assert [name for name, (_, default) in interface.inputs.items() if default is interface.inputs["b"][1]] == [
+        "a",
+        "b",
+    ]
     assert interface.outputs == {"o0": int, "o1": str}
 
 
@@ -634,7 +637,9 @@ def test_a_nested_dataclass_survives(job: Job) -> None:
     assert sent(Job, sent(Job, job)) == sent(Job, job)
 
 
-@given(st.dictionaries(st.uuids(), st.tuples(st.datetimes(timezones=st.just(UTC) | st.none()), st.binary()), max_size=3))
+@given(
+    st.dictionaries(st.uuids(), st.tuples(st.datetimes(timezones=st.just(UTC) | st.none()), st.binary()), max_size=3)
+)
 def test_a_nested_container_survives(value: dict[UUID, tuple[datetime, bytes]]) -> None:
     assert over_the_wire(dict[UUID, tuple[datetime, bytes]], value) == value
 

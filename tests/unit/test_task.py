@@ -189,7 +189,7 @@ def test_what_an_async_task_raises_arrives_as_it_is() -> None:
 
 
 def test_nothing_is_checked_or_converted_in_a_plain_call() -> None:
-    assert double("ab") == "abab"  # type: ignore[arg-type, comparison-overlap]
+    assert double(1.5) == 3.0  # type: ignore[arg-type]
 
 
 def test_aio_of_a_sync_task_runs_it_in_a_thread() -> None:

@@ -1,0 +1,59 @@
+"""Which queue a task goes to: environment tasks to their environment's, everything else as the app says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from celery import current_app
+
+from ..environment import environments
+from ..fleet.catalogue import Catalogue
+from ..fleet.connection import connect
+from ..names import queue_name, split_task_name
+
+if TYPE_CHECKING:
+    from kombu.entity import Queue
+
+
+def route(name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **_: Any) -> dict[str, Any] | None:
+    """Celery router: a task named `environment.function` goes to the environment's queue.
+
+    It serves `app.send_task("env.func")` in processes that have not imported the task; a task object carries its
+    queue itself. An environment that this process has not imported either is looked up among those that workers have
+    published; plain tasks of this app, whose names may look the same, are never looked up.
+    """
+    split = split_task_name(name)
+    if split is None or (split[0] not in environments() and (name in current_app.tasks or not _published(split[0]))):
+        return None
+    return {"queue": environment_queue(current_app, split[0])}
+
+
+def _published(environment: str) -> bool:
+    conf: Any = current_app.conf
+    url = conf.broker_read_url or conf.broker_url
+    catalogue = _catalogues.get(url)
+    if catalogue is None:
+        catalogue = _catalogues[url] = Catalogue(connect(url))
+    return catalogue.knows(environment)
+
+
+_catalogues: dict[str | None, Catalogue] = {}
+
+
+def environment_queue(app: Any, name: str) -> Queue:
+    """The queue of an environment, declared as Celery declares queues that it was not told of.
+
+    It is passed as an object: naming it in options would add it to the queues that a plain worker of the same
+    process consumes after a reconnect.
+    """
+    queue: Queue = app.amqp.queues.new_missing(queue_name(name))
+    return queue
+
+
+def route_environments(sender: Any, **_: Any) -> None:
+    """Put the router before the app's own routes; Celery calls this whenever it has read the app's configuration."""
+    conf = sender.conf
+    routes = conf.task_routes
+    routes = [] if routes is None else list(routes) if isinstance(routes, list | tuple) else [routes]
+    if route not in routes:
+        conf.task_routes = [route, *routes]

@@ -1,0 +1,178 @@
+"""Which environment a worker serves, and with what settings: decided once, before it takes any work.
+
+`prepare` runs at Celery's `worker_init`, which fires before the pool class is resolved and passes the worker itself;
+so plain `celery -A proj worker -Q ENV` becomes an environment's worker without any other option.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
+
+from celery.utils.log import get_logger
+from celery.utils.nodenames import gethostname
+
+from ..autoscaler.decide import Limits
+from ..environment import TaskEnvironment, conflicts, environments
+from ..replica.application import find
+from ..replica.plan import Logging, ReplicaPlan
+from ..settings import Settings, redacted
+from ..supervisor.lifecycle import Patience
+from .pool import ReplicaPool
+from .serving import Serving
+
+logger = get_logger("flyte_celery.worker")
+
+#: Seconds that a worker waits at its start for a broker that does not answer before it gives up.
+BROKER_PATIENCE = 10.0
+
+
+class CannotServe(Exception):
+    """The worker cannot start as it was asked to; the text says why and what to do."""
+
+
+def prepare(worker: Any) -> None:
+    """Turn a Celery worker into an environment's worker when its queue is an environment's.
+
+    Exits the process with a message when it cannot: Celery logs and ignores exceptions of signal handlers, but a
+    worker that would serve the wrong thing must not start.
+    """
+    try:
+        environment = _environment_of(worker)
+        if environment is None:
+            return
+        check_broker(worker.app)
+        _become(worker, environment)
+    except (CannotServe, LookupError) as exc:
+        print(f"Error: {exc}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+
+
+def _environment_of(worker: Any) -> TaskEnvironment | None:
+    known = environments()
+    queues = list(worker.app.amqp.queues.consume_from)
+    named = [name for name in queues if name in known]
+    if not named:
+        return None
+    check_conflicts()
+    if len(queues) > 1:
+        raise CannotServe(
+            f"One worker serves one environment, but this one was asked for the queues {', '.join(sorted(queues))}. "
+            f"Start a worker for each: `celery -A ... env worker {named[0]}`, and so on, or all with `env up`."
+        )
+    return known[named[0]]
+
+
+def check_conflicts() -> None:
+    """Refuse to take work while two definitions claim one name.
+
+    Raises:
+        CannotServe: Names both places of every conflict.
+    """
+    found = conflicts()
+    if found:
+        raise CannotServe("; ".join(str(conflict) for conflict in found))
+
+
+def check_broker(app: Any) -> None:
+    """Make sure that there is a broker and that it answers.
+
+    Raises:
+        CannotServe: No broker is configured, or it did not answer within `BROKER_PATIENCE` seconds.
+    """
+    if app.conf.broker_url is None and app.conf.broker_read_url is None:
+        raise CannotServe(
+            "The Celery app has no broker. Set `broker_url`, or FLYTE_CELERY_BROKER_URL, or use the bundled Redis of "
+            'this directory with `flyte.init(app=app, broker="embedded")`.'
+        )
+    if app.conf.broker_connection_retry_on_startup:
+        return  # the user asked Celery to wait for the broker as long as it takes
+    connection = app.connection_for_read()
+    try:
+        connection.ensure_connection(max_retries=4, interval_start=0.2, interval_step=0.5, timeout=BROKER_PATIENCE)
+    except Exception as exc:
+        raise CannotServe(
+            f"The broker {redacted(connection.as_uri())} does not answer: {exc}. Start it or correct `broker_url`; to "
+            "wait for it instead, set `broker_connection_retry_on_startup=True`."
+        ) from None
+    finally:
+        connection.release()
+
+
+def _become(worker: Any, environment: TaskEnvironment) -> None:
+    app = worker.app
+    name = environment.name
+    nick, _, host = worker.hostname.partition("@")
+    if nick == "celery":  # nobody gave it a name
+        worker.hostname = f"{name}@{host or gethostname()}"
+    serving = _serving(worker, environment)
+    worker.pool_cls = type("ReplicaPool", (ReplicaPool,), {"serving": serving, "__module__": ReplicaPool.__module__})
+    # Celery's consumer takes its prefetch count from these two: as many messages as can run at once.
+    worker.concurrency = max(1, serving.capacity)
+    worker.prefetch_multiplier = 1
+    # The same mapping that Celery hands to every bootstep next. Our own autoscaler replaces Celery's, and a node of
+    # an environment neither mingles (about 1 s at start) nor gossips.
+    worker.options.update(autoscale=None, without_mingle=True, without_gossip=True)
+    app.conf.worker_cancel_long_running_tasks_on_connection_loss = False
+
+
+def _serving(worker: Any, environment: TaskEnvironment) -> Serving:
+    options = worker.options
+    settings = Settings.from_environ(os.environ)
+    policy = environment.reusable
+    if policy is None:
+        limits = Limits(0, worker.concurrency, 1, scaledown_ttl=0.0, idle_ttl=0.0)
+        max_tasks: int | None = 1
+    else:
+        low, high = policy.min_replicas, policy.max_replicas
+        if options.get("autoscale"):
+            high, low = options["autoscale"]
+        limits = Limits(
+            low,
+            high,
+            policy.concurrency,
+            scaledown_ttl=_seconds(options.get("scaledown_ttl"), policy.scaledown_ttl),
+            idle_ttl=_seconds(options.get("idle_ttl"), policy.idle_ttl),
+        )
+        max_tasks = worker.max_tasks_per_child or None
+    grace = options.get("grace")
+    return Serving(
+        environment=environment,
+        limits=limits,
+        max_tasks=max_tasks,
+        patience=Patience(startup=_startup_patience(environment, settings.startup_timeout), stop=10.0),
+        grace=settings.grace if grace is None else float(grace),
+        settings=settings,
+        plan=ReplicaPlan(
+            application=find(worker.app),
+            hostname=worker.hostname,
+            environment=environment.name,
+            concurrency=limits.concurrency,
+            logging=Logging(
+                worker.loglevel,
+                worker.logfile,
+                bool(worker.redirect_stdouts),
+                str(worker.redirect_stdouts_level),
+                None if worker.no_color is None else not worker.no_color,
+            ),
+            preload=environment.resources is None or environment.resources.get_device() is None,
+            startup_timeout=settings.startup_timeout,
+        ),
+        environ={name: str(value) for name, value in (environment.env_vars or {}).items()},
+    )
+
+
+def _startup_patience(environment: TaskEnvironment, default: float) -> float:
+    # The replica enforces each hook's own timeout and says which one it was; the worker's patience is for a replica
+    # that can no longer say anything, so it is the sum and a little more.
+    hooks: Iterable[timedelta | None] = [hook.timeout for hook in environment.startup_hooks] or [None]
+    return math.fsum(default if timeout is None else timeout.total_seconds() for timeout in hooks) + 5.0
+
+
+def _seconds(override: float | None, policy: float | timedelta) -> float:
+    value = policy if override is None else override
+    return value.total_seconds() if isinstance(value, timedelta) else float(value)

@@ -52,14 +52,14 @@ __all__ = [
 ]
 
 P = ParamSpec("P")
-R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 T = TypeVar("T")
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
-class TaskTemplate(Generic[P, R]):
+class TaskTemplate(Generic[P, R_co]):
     """A task: the function that `@env.task` decorates, with its options.
 
     Call it like the function; the module's page shows what happens where. It is also a Celery task: `.delay`,
@@ -141,7 +141,7 @@ class TaskTemplate(Generic[P, R]):
 
     # -- Calls -------------------------------------------------------------------------------------------------------
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Run the function here, outside of tasks; submit the task and wait for its value, in a task's body.
 
         Returns:
@@ -158,7 +158,7 @@ class TaskTemplate(Generic[P, R]):
         check_not_traced(self.name)
         dispatcher = current_dispatcher()
         if self.is_async:
-            return dispatcher.call_async(self, args, kwargs)  # type: ignore[return-value]  # R is a coroutine here
+            return dispatcher.call_async(self, args, kwargs)  # type: ignore[return-value]  # R_co is a coroutine here
         if in_event_loop():
             raise errors.SyncTaskCallInAsyncContextError(
                 f"The sync task {self.name!r} was called by code that runs on an event loop, which it would block: "
@@ -170,7 +170,7 @@ class TaskTemplate(Generic[P, R]):
     async def aio(self: TaskTemplate[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T: ...
 
     @overload
-    async def aio(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    async def aio(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
 
     async def aio(self: TaskTemplate[Any, Any], *args: Any, **kwargs: Any) -> Any:
         """Call a sync or async task without blocking the event loop: `await task.aio(...)`.
@@ -187,13 +187,13 @@ class TaskTemplate(Generic[P, R]):
 
         return await asyncio.to_thread(self.forward, *args, **kwargs)
 
-    def forward(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def forward(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Run the function here, always: nothing is checked, submitted or converted."""
         if self.bind:
             return self.func(self._celery_task(), *args, **kwargs)  # type: ignore[no-any-return]
         return self.func(*args, **kwargs)  # type: ignore[no-any-return]
 
-    def _run_here(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
+    def _run_here(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R_co:
         try:
             return self.forward(*args, **kwargs)
         except errors.BaseRuntimeError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import click
@@ -50,10 +51,14 @@ def _described(environment: TaskEnvironment) -> dict[str, Any]:
         "policy": "ephemeral, one process per task"
         if policy is None
         else f"{policy.min_replicas} to {policy.max_replicas}, {policy.concurrency} task(s) each, "
-        f"idle_ttl {policy.get_idle_ttl().total_seconds():g} s, scaledown_ttl {policy.get_idle_ttl().total_seconds():g} s",
+        f"idle_ttl {_seconds(policy.get_idle_ttl())} s, scaledown_ttl {_seconds(policy.get_scaledown_ttl())} s",
         "resources": ", ".join(f"{name}={value}" for name, value in asked.items()),
         "tasks": sorted(environment.tasks),
     }
+
+
+def _seconds(ttl: timedelta | None) -> str:
+    return "0" if ttl is None else f"{ttl.total_seconds():g}"
 
 
 @click.command("status", cls=CeleryCommand)

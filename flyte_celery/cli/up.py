@@ -1,134 +1,142 @@
-"""`celery -A proj env up`: everything that one machine needs, in one command and one terminal."""
+"""`celery -A proj env up` and `env down`: everything that one machine needs, in one command and one terminal."""
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import importlib.util
 import os
 import signal
+import socket
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
 from celery.bin.base import CeleryCommand
+from celery.utils.nodenames import gethostname
 
 from .. import embedded
+from ..client.dispatch import CeleryDispatcher
 from ..client.install import dispatcher_of
 from ..environment import TaskEnvironment, environments
+from ..errors import InitializationError
 from ..gpu.discover import can_offer
+from ..names import worker_name
 from ..replica.application import ApplicationReference, find
+from ..settings import Settings, redacted
 from ..worker.prepare import CannotServe, check_broker, check_conflicts
+from .services import Service, serve
 
-#: Seconds before a process that died is started again; doubles up to the cap while it keeps dying young.
-RESTART_BASE = 1.0
-RESTART_CAP = 30.0
+#: Seconds in which a worker that runs already answers.
+ANSWER_TIMEOUT = 0.5
 
-#: A process that lived this many seconds is no longer counted as dying young.
-LONG_ENOUGH = 30.0
-
-#: Seconds that everything gets to end after Ctrl-C, beyond the workers' own grace.
-STOP_PATIENCE = 40.0
+#: Seconds beyond the grace period of its tasks that a worker may take to end.
+WORKER_PATIENCE = 15.0
 
 _COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "bright_cyan", "bright_green", "bright_magenta")
 
 
-@dataclass(slots=True)
-class Service:
-    """One process of `env up`."""
+@click.option(
+    "--flower-port",
+    type=click.IntRange(0, 65535),
+    default=5555,
+    show_default=True,
+    help="Flower's port on 127.0.0.1; 0 takes any free one.",
+)
+@click.option("--no-flower", is_flag=True, help="Do not start Flower.")
+@click.option(
+    "-l",
+    "--loglevel",
+    type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], case_sensitive=False),
+    default="INFO",
+    show_default=True,
+    help="Of every worker.",
+)
+@click.option("--idle-ttl", type=click.FloatRange(min=0), help="Passed to every worker.")
+@click.option("--scaledown-ttl", type=click.FloatRange(min=0), help="Passed to every worker.")
+@click.option("--grace", type=click.FloatRange(min=0), help="Passed to every worker.")
+@click.command("up", cls=CeleryCommand)
+@click.pass_context
+def up_command(ctx: click.Context, flower_port: int, no_flower: bool, loglevel: str, **passed: float | None) -> None:
+    """Start this machine's broker (if none is configured), a worker for each environment, and Flower.
 
-    name: str
-    command: list[str]
-    colour: str
-    width: int = 0
-    process: asyncio.subprocess.Process | None = None
-    failures: int = 0
-    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    What dies is started again. Ctrl-C stops everything but the bundled Redis, which `env down` stops.
+    """
+    app = ctx.obj.app
+    app.loader.import_default_modules()
+    app.finalize()
+    options = {f"--{name.replace('_', '-')}": f"{value:g}" for name, value in passed.items() if value is not None}
+    grace = passed["grace"]
+    try:
+        check_conflicts()
+        reference = find(app)
+        workers = worker_commands(app, reference, {"--loglevel": loglevel, **options})
+        port = None if no_flower else _flower_port(flower_port)
+        settings = Settings.from_environ(os.environ)
+        dispatcher = dispatcher_of(app)
+        others_possible = dispatcher.has_broker
+        dispatcher.ensure_broker()
+        check_broker(app)
+        with _only_one(dispatcher.embedded_home, _spelled(reference)):
+            if others_possible:
+                _check_names(app, list(workers))
+            _announce(dispatcher, list(workers), port)
+            commands = workers if port is None else {**workers, "flower": _flower_command(reference, port)}
+            os.environ["PYTHONUNBUFFERED"] = "1"
+            patience = (settings.grace if grace is None else grace) + WORKER_PATIENCE
+            asyncio.run(_serve(commands, patience))
+    except (CannotServe, InitializationError, LookupError, embedded.EmbeddedRedisError) as exc:
+        raise click.ClickException(str(exc)) from None
+    if dispatcher.embedded_home is not None:
+        click.echo(f"Stopped. The bundled Redis keeps running; `celery -A {_spelled(reference)} env down` stops it.")
 
-    async def run(self) -> None:
-        """Keep the process alive until it is told to stop."""
-        while not self.stopping.is_set():
-            started = asyncio.get_running_loop().time()
-            status = await self._run_once()
-            if self.stopping.is_set():
-                return
-            lived = asyncio.get_running_loop().time() - started
-            self.failures = 1 if lived >= LONG_ENOUGH else self.failures + 1
-            delay = min(RESTART_CAP, RESTART_BASE * 2 ** (self.failures - 1))
-            self.say(f"ended with status {status}; starting again in {delay:g} s")
-            try:
-                await asyncio.wait_for(self.stopping.wait(), delay)
-            except TimeoutError:
-                continue
 
-    async def _run_once(self) -> int:
-        # A session of its own: Ctrl-C reaches `env up` alone, which then stops everything in order.
-        self.process = await asyncio.create_subprocess_exec(
-            *self.command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
-            limit=2**20,
+async def _serve(commands: Mapping[str, list[str]], patience: float) -> None:
+    width = max(map(len, commands))
+    await serve(
+        [
+            Service(name, command, _COLOURS[index % len(_COLOURS)], width)
+            for index, (name, command) in enumerate(commands.items())
+        ],
+        patience,
+    )
+
+
+def worker_commands(app: Any, reference: ApplicationReference, options: Mapping[str, str]) -> dict[str, list[str]]:
+    """The command line of a worker for each environment that this machine can serve, by environment.
+
+    Raises:
+        CannotServe: There is none.
+    """
+    known = environments()
+    if not known:
+        raise CannotServe(
+            f"The app {app.main!r} defines no environment: is the module with flyte.TaskEnvironment(...) imported?"
         )
-        assert self.process.stdout is not None
-        async for line in self.process.stdout:
-            self.say(line.decode(errors="replace").rstrip("\n"))
-        return await self.process.wait()
-
-    def say(self, text: str) -> None:
-        """Print a line under the service's name."""
-        click.echo(f"{click.style(self.name.ljust(self.width) + ' |', fg=self.colour)} {text}")
-
-    def signal(self, signum: int) -> None:
-        """Tell the process to end and not to come back."""
-        self.stopping.set()
-        if self.process is not None and self.process.returncode is None:
-            self.process.send_signal(signum)
-
-
-async def serve(services: list[Service]) -> None:
-    """Run all services until a signal, then stop them: a second signal does not wait for running tasks."""
-    loop = asyncio.get_running_loop()
-    signals: asyncio.Queue[int] = asyncio.Queue()
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(signum, signals.put_nowait, signum)
-    running = asyncio.gather(*(service.run() for service in services))
-    stop = asyncio.ensure_future(signals.get())
-    await asyncio.wait({running, stop}, return_when=asyncio.FIRST_COMPLETED)
-    click.echo("Stopping; press Ctrl-C again not to wait for running tasks.")
-    for service in services:
-        service.signal(signal.SIGTERM)
-    again = asyncio.ensure_future(signals.get())
-    await asyncio.wait({running, again}, return_when=asyncio.FIRST_COMPLETED, timeout=STOP_PATIENCE)
-    if not running.done():
-        for service in services:
-            service.signal(signal.SIGQUIT)
-        await asyncio.wait({running}, timeout=STOP_PATIENCE)
-    again.cancel()
-    for service in services:
-        service.signal(signal.SIGKILL)
-    await running
-
-
-def plan(app: Any, flower_port: int | None, worker_options: Mapping[str, str]) -> list[Service]:
-    """The processes for this machine: a worker for each environment that it can serve, and Flower."""
-    reference = find(app)
-    celery = [sys.executable, "-m", "celery", "-A", _spelled(reference)]
-    services: list[Service] = []
-    for name, environment in sorted(environments().items()):
+    passed = [text for option, value in options.items() for text in (option, value)]
+    commands: dict[str, list[str]] = {}
+    for name, environment in sorted(known.items()):
         if (missing := _missing(environment)) is not None:
             click.echo(f"{name}: not served here, {missing}")
-            continue
-        options = [text for option, value in worker_options.items() for text in (option, value)]
-        services.append(Service(name, [*celery, "env", "worker", name, "--loglevel", "INFO", "-E", *options], ""))
-    if flower_port is not None:
-        services.append(Service("flower", [*celery, "flower", "--address=127.0.0.1", f"--port={flower_port}"], ""))
-    width = max((len(service.name) for service in services), default=0)
-    for service, colour in zip(services, _COLOURS * (1 + len(services) // len(_COLOURS)), strict=False):
-        service.colour, service.width = colour, width
-    return services
+        else:
+            commands[name] = [*_celery(reference), "env", "worker", name, "--task-events", *passed]
+    if not commands:
+        raise CannotServe(
+            "This machine can serve none of the environments: run `env up` on one that has their devices."
+        )
+    return commands
+
+
+def _flower_command(reference: ApplicationReference, port: int) -> list[str]:
+    return [*_celery(reference), "flower", "--address=127.0.0.1", f"--port={port}", "--logging=error"]
+
+
+def _celery(reference: ApplicationReference) -> list[str]:
+    return [sys.executable, "-m", "celery", "--quiet", "-A", _spelled(reference)]
 
 
 def _spelled(reference: ApplicationReference) -> str:
@@ -143,51 +151,113 @@ def _missing(environment: TaskEnvironment) -> str | None:
     device = environment.resources.get_device() if environment.resources is not None else None
     if device is None or can_offer(device):
         return None
-    return f"it needs {device.device or device.device_class} and this machine offers none"
+    return f"it needs {device.quantity} x {device.device or device.device_class}, which this machine does not offer"
 
 
-@click.option(
-    "--flower-port", type=click.IntRange(0, 65535), default=5555, show_default=True, help="Flower's port on 127.0.0.1."
-)
-@click.option("--no-flower", is_flag=True, help="Do not start Flower.")
-@click.option("--idle-ttl", type=click.FloatRange(min=0), help="Passed to every worker.")
-@click.option("--scaledown-ttl", type=click.FloatRange(min=0), help="Passed to every worker.")
-@click.option("--grace", type=click.FloatRange(min=0), help="Passed to every worker.")
-@click.command("up", cls=CeleryCommand)
-@click.pass_context
-def up_command(ctx: click.Context, flower_port: int, no_flower: bool, **passed: float | None) -> None:
-    """Start this machine's broker (if none is configured), a worker for each environment, and Flower."""
-    app = ctx.obj.app
-    app.loader.import_default_modules()
-    app.finalize()
-    options = {f"--{name.replace('_', '-')}": f"{value:g}" for name, value in passed.items() if value is not None}
-    try:
-        check_conflicts()
-        dispatcher = dispatcher_of(app)
-        dispatcher.ensure_broker()
-        check_broker(app)
-        if not no_flower and importlib.util.find_spec("flower") is None:
-            click.echo("Flower is not installed: pip install 'flyte-celery[flower]' to monitor in the browser.")
-            no_flower = True
-        services = plan(app, None if no_flower else flower_port, options)
-    except (CannotServe, LookupError, RuntimeError) as exc:
-        raise click.ClickException(str(exc)) from None
-    if not environments():
-        raise click.ClickException(
-            f"The app {app.main!r} defines no environment: is the module with flyte.TaskEnvironment(...) imported?"
+def _flower_port(wanted: int) -> int | None:
+    """The port that Flower can have, None when Flower is not installed.
+
+    Raises:
+        CannotServe: Another program has it.
+    """
+    if importlib.util.find_spec("flower") is None:
+        click.echo("Flower is not installed: `pip install 'flyte-celery[flower]'` to watch in the browser.")
+        return None
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Flower does
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError as exc:
+            raise CannotServe(
+                f"Flower cannot have port {wanted} on 127.0.0.1 ({exc.strerror}), perhaps because another `env up` has "
+                "it. Give another one with --flower-port, any free one with --flower-port 0, or leave Flower out with "
+                "--no-flower."
+            ) from None
+        return int(probe.getsockname()[1])
+
+
+def _check_names(app: Any, names: list[str]) -> None:
+    """Refuse to start a second worker under a node name: commands and monitoring could not tell the two apart."""
+    nodes = [worker_name(name, gethostname()) for name in names]
+    replies = app.control.ping(destination=nodes, timeout=ANSWER_TIMEOUT, limit=len(nodes))
+    if answering := sorted(node for reply in replies or [] for node in reply):
+        raise CannotServe(
+            f"{', '.join(answering)} already runs on this broker, from another `env up` or `env worker`. Stop it first "
+            "(Ctrl-C in its terminal), or use another broker or directory for this one."
         )
-    if not no_flower:
-        click.echo(f"Flower: http://127.0.0.1:{flower_port}")
-    os.environ.setdefault("PYTHONUNBUFFERED", "1")
-    asyncio.run(serve(services))
+
+
+@contextmanager
+def _only_one(home: Path | None, application: str) -> Iterator[None]:
+    """Be the only `env up` of an app on its bundled Redis; `env down` finds this process by the file.
+
+    Raises:
+        CannotServe: Another one runs.
+    """
+    if home is None:
+        yield
+        return
+    with open(_locks(home) / f"up-{application}.lock", "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CannotServe(
+                f"`env up` of {application} already runs in {home}, as process {_pid(Path(lock.name))}. Use that one, "
+                "or end it with `env down`."
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def _locks(home: Path) -> Path:
+    return home / embedded.STATE_FOLDER
+
+
+def _pid(lock: Path) -> int:
+    return int(lock.read_text() or 0)
+
+
+def _announce(dispatcher: CeleryDispatcher, names: list[str], flower_port: int | None) -> None:
+    home = dispatcher.embedded_home
+    broker = redacted(dispatcher.app.conf.broker_url or "the app's") if home is None else f"bundled Redis of {home}"
+    click.echo(f"Broker       {broker}")
+    click.echo(f"Environments {', '.join(names)}")
+    if flower_port is not None:
+        click.echo(f"Flower       http://127.0.0.1:{flower_port}")
 
 
 @click.command("down", cls=CeleryCommand)
 @click.pass_context
 def down_command(ctx: click.Context) -> None:
-    """Stop the bundled Redis of this directory; its data stays for the next start."""
-    dispatcher = dispatcher_of(ctx.obj.app)
-    if dispatcher.embedded_home is None:
+    """Stop this directory's `env up`, if it runs, and its bundled Redis; data stays for the next start."""
+    try:
+        home = dispatcher_of(ctx.obj.app).embedded_home
+    except InitializationError as exc:
+        raise click.ClickException(str(exc)) from None
+    if home is None:
         raise click.ClickException("This app does not use the bundled Redis; its broker is yours to stop.")
-    stopped = embedded.stop(dispatcher.embedded_home)
+    for path in sorted(_locks(home).glob("up-*.lock")):
+        _stop_up(path)
+    try:
+        stopped = embedded.stop(home)
+    except embedded.EmbeddedRedisError as exc:
+        raise click.ClickException(str(exc)) from None
     click.echo("The bundled Redis has been stopped." if stopped else "The bundled Redis was not running.")
+
+
+def _stop_up(path: Path) -> None:
+    """Stop the `env up` that holds a lock, and wait for it: it knows best how long its workers may take."""
+    with open(path) as lock:
+        announced = False
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if not announced and (pid := _pid(path)):
+                    click.echo(f"Stopping `env up` (process {pid}), which waits for running tasks.")
+                    os.kill(pid, signal.SIGTERM)
+                    announced = True
+                time.sleep(0.05)

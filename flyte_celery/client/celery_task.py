@@ -56,6 +56,8 @@ class EnvironmentTask:
         """
         args, kwargs = self.template.dump_call(tuple(args or ()), dict(kwargs or {}))
         self.before_publish()
+        if inherited := context.outgoing_headers():
+            options["headers"] = {**inherited, **(options.get("headers") or {})}
         return super().apply_async(args, kwargs, **options)  # type: ignore[misc]
 
     def AsyncResult(self, task_id: str, **options: Any) -> EnvironmentResult:  # Celery's name
@@ -113,6 +115,7 @@ def _running(task: EnvironmentTask) -> Iterator[None]:
         task_id=request.id,
         root_id=request.root_id or request.id,
         environment=task.template.parent_env_name,
+        task=task.name,
         attempt_number=request.retries,
         is_async=task.template.is_async,
         headers=request.headers or {},
@@ -133,7 +136,6 @@ def make_task(app: Celery, template: TaskTemplate[Any, Any], queue: Queue, befor
         "name": template.name,
         "template": template,
         "before_publish": staticmethod(before_publish),
-        "queue": queue,
         "__module__": template.func.__module__,
         "__doc__": template.func.__doc__,
         "__wrapped__": template.func,
@@ -145,4 +147,7 @@ def make_task(app: Celery, template: TaskTemplate[Any, Any], queue: Queue, befor
     app.tasks[template.name] = task
     task._app = app
     task.bind(app)
+    # Set only now: Celery warns of the attribute in a class that it binds. It keeps the task on its queue where the
+    # app's routes were replaced after ours was added to them.
+    cls.queue = queue  # type: ignore[attr-defined]
     return task

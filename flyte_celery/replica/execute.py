@@ -13,6 +13,7 @@ import pickle
 import queue
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +21,7 @@ from billiard.einfo import ExceptionInfo
 from celery.app.trace import fast_trace_task
 from celery.exceptions import SoftTimeLimitExceeded
 
-from . import bridge
-from .wire import CANCELLED, OK, RAISED
+from . import bridge, wire
 
 Outcome = tuple[Any, ...]
 
@@ -32,8 +32,8 @@ def trace(*args: Any) -> Outcome:
         failed, value, runtime = fast_trace_task(*args)
     except BaseException:
         # `Reject` and `MemoryError` leave the tracer by design; so does whatever tears through everything else.
-        return (RAISED, pickled_exception(ExceptionInfo()))
-    return (OK, failed, pickled_exception(value) if failed else value, runtime)
+        return (wire.RAISED, pickled_exception(ExceptionInfo()))
+    return (wire.OK, failed, pickled_exception(value) if failed else value, runtime)
 
 
 def pickled_exception(info: ExceptionInfo) -> bytes:
@@ -51,35 +51,35 @@ def pickled_exception(info: ExceptionInfo) -> bytes:
 
 
 class MainThread:
-    """Runs sync task bodies on the replica's main thread, in the order in which they come."""
+    """Runs sync task bodies and hooks on the replica's main thread, in the order in which they come."""
 
     def __init__(self) -> None:
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._running: asyncio.Future[Any] | concurrent.futures.Future[Any] | None = None
 
     def run_until_closed(self) -> None:
-        """The main thread's loop."""
+        """The main thread's loop; each piece of work has context variables of its own."""
         while (work := self._work.get()) is not None:
-            work()
+            contextvars.copy_context().run(work)
 
     def close(self) -> None:
         """Let `run_until_closed` return, after everything that was submitted."""
         self._work.put(None)
 
-    async def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Run a function on the main thread and wait for its value, from the event loop."""
+    def submit(self, work: Callable[[], None]) -> None:
+        """Have a function called on the main thread; it must not raise."""
+        self._work.put(work)
+
+    async def call(self, function: Callable[[], Any]) -> Any:
+        """Call a function on the main thread and wait for its value, from the event loop."""
         future: concurrent.futures.Future[Any] = concurrent.futures.Future()
-        context = contextvars.copy_context()
 
         def work() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
             try:
-                future.set_result(context.run(function, *args))
+                future.set_result(function())
             except BaseException as exc:
                 future.set_exception(exc)
 
-        self._work.put(work)
+        self.submit(work)
         return await asyncio.wrap_future(future)
 
 
@@ -97,47 +97,58 @@ def install_soft_timeout_signal() -> None:
     signal.signal(signal.SIGUSR1, raise_soft_timeout)
 
 
-class Job:
-    """One task in this replica, from its arrival to its outcome."""
+#: How a job reports that its body begins (`wire.ACCEPTED`) and how it ended (`wire.DONE`). Any thread may call it.
+Tell = Callable[[tuple[Any, ...]], None]
 
-    def __init__(self, number: int, args: tuple[Any, ...], on_loop: bool, main_thread: MainThread | None) -> None:
-        self.number = number
-        self._args = args
-        self._main_thread = main_thread
-        self._call = bridge.Call(trace, *args) if on_loop else None
-        self._task: asyncio.Task[Any] | None = None
-        self.cancelled = False
 
-    async def run(self, accepted: Callable[[], None]) -> Outcome:
-        """Run the task; never raises.
+class LoopJob:
+    """A task with an async body: it runs on the event loop, beside others."""
 
-        Args:
-            accepted: Called at the moment when the body's tracer begins.
-        """
-        self._task = asyncio.current_task()
+    def __init__(self, number: int, args: tuple[Any, ...], tell: Tell) -> None:
+        self._number = number
+        self._call = bridge.Call(trace, *args)
+        self._tell = tell
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
+        """Begin."""
+        self._task = loop.create_task(self._run())
+        return self._task
+
+    async def _run(self) -> None:
+        self._tell((wire.ACCEPTED, self._number, time.monotonic()))
         try:
-            if self._call is not None:
-                accepted()
-                outcome: Outcome = await self._call.run()
-            elif self._main_thread is not None:
-                outcome = await self._main_thread.call(self._traced_there, accepted)
-            else:  # a plain task of the app that somebody routed here: this replica's main thread is the loop's
-                outcome = await asyncio.to_thread(self._traced_there, accepted)
-            return outcome
+            outcome: Outcome = await self._call.run()
         except asyncio.CancelledError:
-            return (CANCELLED,)
-
-    def _traced_there(self, accepted: Callable[[], None]) -> Outcome:
-        accepted()
-        return trace(*self._args)
+            outcome = (wire.CANCELLED,)
+        self._tell((wire.DONE, self._number, outcome))
 
     def cancel(self, soft: float | None) -> None:
-        """End the task: by cancelling its coroutine, or for a soft limit by raising in its body."""
-        if self._call is not None and self._task is not None:
-            if soft is not None:
-                self._call.replace_cancel(SoftTimeLimitExceeded(soft))
-            else:
-                self.cancelled = True
+        """End the task alone, by cancelling its coroutine; for a soft limit by raising that in it."""
+        if soft is not None:
+            self._call.replace_cancel(SoftTimeLimitExceeded(soft))
+        if self._task is not None:
             self._task.cancel()
-        elif soft is not None and self._main_thread is not None:
+
+
+class SyncJob:
+    """A task with a sync body: it runs on a thread, and reports from there, so that none waits for the event loop."""
+
+    def __init__(self, number: int, args: tuple[Any, ...], tell: Tell) -> None:
+        self._number = number
+        self._args = args
+        self._tell = tell
+        self._thread: int | None = None
+
+    def run(self) -> None:
+        """Run the task on the calling thread; never raises."""
+        self._thread = threading.get_ident()
+        self._tell((wire.ACCEPTED, self._number, time.monotonic()))
+        outcome = trace(*self._args)
+        self._thread = None
+        self._tell((wire.DONE, self._number, outcome))
+
+    def cancel(self, soft: float | None) -> None:
+        """Raise a soft limit in the body. A hard end is the worker's: it kills the replica."""
+        if soft is not None and self._thread == threading.main_thread().ident:
             interrupt_main_thread()

@@ -29,7 +29,8 @@ from ..environment import Hook, TaskEnvironment, environments
 from ..supervisor.wire import Line
 from . import bridge, wire
 from .application import load
-from .execute import Job, MainThread, install_soft_timeout_signal
+from .execute import LoopJob, MainThread, SyncJob, install_soft_timeout_signal
+from .outbox import Outbox
 from .plan import ReplicaPlan
 
 logger = get_logger("flyte_celery.replica")
@@ -122,18 +123,17 @@ class Replica:
         self.number = number
         self.environment = environment
         self.main_thread: MainThread | None = None
-        self.jobs: dict[int, Job] = {}
+        self.jobs: dict[int, LoopJob | SyncJob] = {}
         self._running: set[asyncio.Task[None]] = set()
-        self._flushing = False
         self._async_names = {task.name for task in environment.tasks.values() if task.is_async}
+        self._outbox: Outbox
         self._loop: asyncio.AbstractEventLoop
-        self._loop_thread: int
         self._stopped: asyncio.Future[None]
 
     async def serve(self) -> int:
         """Start up, run tasks until told to stop, shut down."""
         self._loop = asyncio.get_running_loop()
-        self._loop_thread = threading.get_ident()
+        self._outbox = Outbox(self.line, self._loop)
         self._stopped = self._loop.create_future()
         self._loop.add_reader(self.line.fileno(), self._on_readable)
         started = time.monotonic()
@@ -142,10 +142,10 @@ class Replica:
                 await self._run_hook(hook, self.plan.startup_timeout)
         except BaseException as exc:
             logger.error("%s: replica %d: start-up failed", self.plan.environment, self.number, exc_info=True)
-            self._send((wire.START_FAILED, _describe_failure(exc)))
-            self._flush()
+            self._outbox.send((wire.START_FAILED, _describe_failure(exc)))
+            self._outbox.finish()
             return EXIT_START_FAILED
-        self._send((wire.READY, time.monotonic() - started))
+        self._outbox.send((wire.READY, time.monotonic() - started))
         await self._stopped
         for hook in self.environment.shutdown_hooks:
             try:
@@ -187,39 +187,22 @@ class Replica:
             os._exit(1)
 
     def _start(self, number: int, args: tuple[Any, ...]) -> None:
-        job = self.jobs[number] = Job(number, args, args[0] in self._async_names, self.main_thread)
-        running = self._loop.create_task(self._run_job(job))
-        self._running.add(running)
-        running.add_done_callback(self._running.discard)
+        if args[0] in self._async_names:
+            loop_job = self.jobs[number] = LoopJob(number, args, self._tell)
+            running = loop_job.start(self._loop)
+            self._running.add(running)
+            running.add_done_callback(self._running.discard)
+            return
+        job = self.jobs[number] = SyncJob(number, args, self._tell)
+        if self.main_thread is not None:
+            self.main_thread.submit(job.run)
+        else:  # a plain task of the app that somebody routed here: this replica's main thread is the loop's
+            self._loop.run_in_executor(None, job.run)
 
-    async def _run_job(self, job: Job) -> None:
-        outcome = await job.run(lambda: self._accepted(job.number))
-        del self.jobs[job.number]
-        self._send((wire.DONE, job.number, outcome))
-
-    def _accepted(self, number: int) -> None:
-        message = (wire.ACCEPTED, number, time.monotonic())
-        if threading.get_ident() == self._loop_thread:
-            self._send(message)
-        else:
-            self._loop.call_soon_threadsafe(self._send, message)
-
-    def _send(self, message: tuple[Any, ...]) -> None:
-        self.line.send(message)
-        if self.line.pending and not self._flushing:
-            self._flushing = True
-            self._loop.add_writer(self.line.fileno(), self._on_writable)
-
-    def _on_writable(self) -> None:
-        self.line.flush()
-        if not self.line.pending:
-            self._flushing = False
-            self._loop.remove_writer(self.line.fileno())
-
-    def _flush(self) -> None:
-        """Write out what is buffered before the process ends."""
-        self.line.sock.setblocking(True)
-        self.line.flush()
+    def _tell(self, message: tuple[Any, ...]) -> None:
+        if message[0] == wire.DONE:
+            self.jobs.pop(message[1], None)
+        self._outbox.send(message)
 
 
 def _describe_failure(exc: BaseException) -> str:

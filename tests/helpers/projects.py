@@ -49,10 +49,15 @@ class Project:
     # -- Workers -----------------------------------------------------------------------------------------------------
 
     def start(
-        self, *arguments: str, env: Mapping[str, str] | None = None, ready: bool = True, app: str = "proj"
+        self,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        ready: bool = True,
+        app: str = "proj",
+        command: str = "env worker",
     ) -> Worker:
-        """Start `celery -A app env worker *arguments`, which begin with the environment's name."""
-        line = ["-A", app, "env", "worker", *arguments, "--loglevel", "INFO"]
+        """Start `celery -A app env worker *arguments`, which begin with the environment's name, or another command."""
+        line = ["-A", app, *command.split(), *arguments, "--loglevel", "INFO"]
         worker = Worker(self.folder, line, {**self.variables, **(env or {})}, name=f"worker-{len(self.workers) + 1}")
         self.workers.append(worker)
         if ready:

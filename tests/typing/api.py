@@ -8,18 +8,17 @@ from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from typing import Any, assert_type
 
-from flyte_celery.context import RunContext, ctx, custom_context, get_custom_context, group
-from flyte_celery.environment import TaskEnvironment, environments
-from flyte_celery.resources import Resources
-from flyte_celery.retry import RetryStrategy
-from flyte_celery.reuse import ReusePolicy
+import flyte_celery as flyte
+from flyte_celery.context import RunContext
+from flyte_celery.environment import environments
 from flyte_celery.task import AsyncFunctionTaskTemplate, TaskTemplate
-from flyte_celery.tracing import trace
 
-env = TaskEnvironment("typed", resources=Resources(cpu=1), reusable=ReusePolicy(replicas=(1, 3), concurrency=2))
+env = flyte.TaskEnvironment(
+    "typed", resources=flyte.Resources(cpu=1), reusable=flyte.ReusePolicy(replicas=(1, 3), concurrency=2)
+)
 plain = env.clone_with("typed-plain", reusable=None, depends_on=[env])
-assert_type(plain, TaskEnvironment)
-assert_type(environments(), dict[str, TaskEnvironment])
+assert_type(plain, flyte.TaskEnvironment)
+assert_type(environments(), dict[str, flyte.TaskEnvironment])
 
 
 @plain.task
@@ -38,7 +37,11 @@ def called(x: int) -> str:
 
 
 @env.task(
-    cache="auto", retries=RetryStrategy(3), timeout=timedelta(minutes=1), autoretry_for=(OSError,), rate_limit="1/s"
+    cache="auto",
+    retries=flyte.RetryStrategy(3),
+    timeout=timedelta(minutes=1),
+    autoretry_for=(OSError,),
+    rate_limit="1/s",
 )
 async def with_options(x: int) -> list[float]:
     return [x / 2]
@@ -66,16 +69,16 @@ def load_model() -> None: ...
 def stop() -> None: ...
 
 
-def the_decorator_makes_tasks() -> None:
-    assert_type(called, TaskTemplate[[int], str])
-    assert_type(bound, TaskTemplate[[int], int])
-    assert_type(with_options, TaskTemplate[[int], Coroutine[Any, Any, list[float]]])
-    _: AsyncFunctionTaskTemplate[..., Any] = bare
-    assert_type(env.task(name_of), TaskTemplate[[int], str])
-
-
 def name_of(x: int) -> str:
     return str(x)
+
+
+def the_decorator_makes_tasks() -> tuple[TaskTemplate[..., str], ...]:
+    asynchronous: TaskTemplate[..., Coroutine[Any, Any, list[float]]] = with_options
+    assert isinstance(bound, AsyncFunctionTaskTemplate)
+    assert_type(bound.name, str)
+    assert_type(asynchronous.retries, flyte.RetryStrategy | None)
+    return bare, called, plain.task(name_of)
 
 
 def a_sync_task_is_called_like_its_function() -> None:
@@ -89,7 +92,8 @@ def a_sync_task_is_called_like_its_function() -> None:
 async def an_async_task_is_awaited() -> None:
     assert_type(await bare_async(1), str)
     assert_type(await with_options(x=1), list[float])
-    assert_type(await asyncio.gather(bare_async(1), bare_async(2)), list[str])
+    first, second = await asyncio.gather(bare_async(1), bare_async(2))
+    assert_type(first + second, str)
     await bare_async("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
@@ -101,13 +105,15 @@ async def aio_awaits_both_kinds_once() -> None:
 
 def forward_runs_the_body() -> None:
     assert_type(bare.forward(1), str)
-    assert_type(bare_async.forward(1), Coroutine[Any, Any, str])
+    coroutine: Coroutine[Any, Any, str] = bare_async.forward(1)
+    coroutine.close()
     assert_type(bound.forward(1), int)
 
 
 def an_overridden_task_is_the_same_kind_of_task() -> None:
-    assert_type(called.override(retries=3), TaskTemplate[[int], str])
-    assert_type(bare.override(reusable="off", resources=Resources(memory="16Gi"))(1), str)
+    assert_type(called.override(retries=3)(1), str)
+    called.override(retries=3)("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    assert_type(bare.override(reusable="off", resources=flyte.Resources(memory="16Gi"))(1), str)
     bare.override(retries="3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
@@ -132,21 +138,21 @@ def partials_are_tasks_for_map() -> Callable[..., str]:
     return functools.partial(bare, 1)
 
 
-@trace
+@flyte.trace
 def traced(x: int) -> str:
     return str(x)
 
 
-@trace
+@flyte.trace
 async def traced_async(x: int) -> str:
     return str(x)
 
 
 async def a_task_knows_its_run() -> None:
-    assert_type(ctx(), RunContext)
-    assert_type(ctx().attempt_number, int)
-    assert_type(ctx().action.run_name, str)
-    with group("batch"), custom_context(tenant="a"):
-        assert_type(get_custom_context(), dict[str, str])
+    assert_type(flyte.ctx(), RunContext)
+    assert_type(flyte.ctx().attempt_number, int)
+    assert_type(flyte.ctx().action.run_name, str)
+    with flyte.group("batch"), flyte.custom_context(tenant="a"):
+        assert_type(flyte.get_custom_context(), dict[str, str])
     assert_type(traced(1), str)
     assert_type(await traced_async(1), str)

@@ -57,7 +57,7 @@ def test_outside_a_task_it_is_the_first_attempt_and_no_cluster() -> None:
 @pytest.mark.parametrize("inside", [True, False])
 def test_an_unknown_attribute_is_an_attribute_error(inside: bool) -> None:
     with running() if inside else group("nothing"), pytest.raises(AttributeError):
-        _ = ctx().attempts  # type: ignore[attr-defined]
+        _ = ctx().attempts
 
 
 def test_inside_a_task_the_context_tells_of_it() -> None:
@@ -86,7 +86,7 @@ def test_inside_a_task_the_context_tells_of_it() -> None:
 
 def test_a_context_cannot_be_changed() -> None:
     with running(), pytest.raises(AttributeError):
-        ctx().mode = "local"  # type: ignore[misc]
+        ctx().mode = "local"
 
 
 def test_a_local_run_is_no_cluster_and_always_the_first_attempt() -> None:
@@ -218,7 +218,7 @@ def test_what_a_coroutine_raises_reaches_the_caller(in_loop: bool) -> None:
 
 def test_a_replica_can_replace_the_runner() -> None:
     def runner(coroutine: object) -> str:
-        coroutine.close()  # type: ignore[attr-defined]
+        coroutine.close()
         return "bridged"
 
     context.set_coroutine_runner(runner)
@@ -320,11 +320,11 @@ def test_a_traced_generator_can_be_closed() -> None:
     async def first() -> None:
         steps = async_generator()
         await anext(steps)
-        await steps.aclose()  # type: ignore[attr-defined]
+        await steps.aclose()
 
     steps = generator()
     next(steps)
-    steps.close()  # type: ignore[attr-defined]
+    steps.close()
     asyncio.run(first())
     assert closed == ["sync", "async"]
 
@@ -340,7 +340,7 @@ def test_a_traced_async_generator_hears_what_is_thrown_into_it() -> None:
     async def main() -> str:
         steps = forgiving()
         await anext(steps)
-        return str(await steps.athrow(KeyError()))  # type: ignore[attr-defined]
+        return str(await steps.athrow(KeyError()))
 
     assert asyncio.run(main()) == "thrown"
 
@@ -356,8 +356,8 @@ def test_a_traced_async_generator_hears_what_is_thrown_into_it() -> None:
     ids=["function", "coroutine", "generator", "async generator"],
 )
 def test_a_traced_function_must_not_call_a_task(call: object) -> None:
-    with running(), pytest.raises(TraceDoesNotAllowNestedTasksError, match="traced.*'env.child'.*forward"):
-        call()  # type: ignore[operator]
+    with running(), pytest.raises(TraceDoesNotAllowNestedTasksError, match=r"traced.*'env.child'.*forward"):
+        call()
 
 
 def test_tasks_may_be_called_again_after_a_traced_function() -> None:

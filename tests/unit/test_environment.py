@@ -79,24 +79,8 @@ def test_defaults() -> None:
 
 
 def test_fields_are_positional_in_flytes_order() -> None:
-    fields = (
-        "e",
-        [],
-        "pod",
-        "text",
-        "key",
-        {"A": "1"},
-        Resources(),
-        True,
-        "img",
-        ("f",),
-        "sa",
-        "auto",
-        POLICY,
-        None,
-        "q",
-    )
-    env = TaskEnvironment(*fields)  # type: ignore[arg-type]
+    shared = ("e", [], "pod", "text", "key", {"A": "1"}, Resources(), True, "img", ("f",), "sa")
+    env = TaskEnvironment(*shared, "auto", POLICY, None, "q")
     assert (env.pod_template, env.include, env.service_account, env.reusable, env.queue) == (
         *("pod", ("f",), "sa"),
         *(POLICY, "q"),
@@ -242,7 +226,7 @@ def test_a_list_of_dependencies_is_copied() -> None:
 def test_only_other_environments_can_be_dependencies() -> None:
     env = new()
     with pytest.raises(TypeError, match="cannot depend on 5"):
-        env.add_dependency(TaskEnvironment("other"), 5)  # type: ignore[arg-type]
+        env.add_dependency(TaskEnvironment("other"), 5)
     with pytest.raises(ValueError, match="cannot depend on itself"):
         env.add_dependency(env)
     assert env.depends_on == []
@@ -387,12 +371,12 @@ def test_tasks_cannot_be_changed_through_the_listing() -> None:
 @pytest.mark.parametrize("option", ["resources", "reusable", "env_vars", "secrets", "image", "name", "bogus"])
 def test_an_unknown_option_is_a_type_error(option: str) -> None:
     with pytest.raises(TypeError, match=f"^@task of environment 'an-env' has no option '{option}'"):
-        new().task(**{option: None})  # type: ignore[call-overload]
+        new().task(**{option: None})
 
 
 def test_a_misspelt_option_gets_a_suggestion() -> None:
     with pytest.raises(TypeError, match="has no option 'retrys': did you mean 'retries'"):
-        new().task(retrys=3)  # type: ignore[call-overload]
+        new().task(retrys=3)
 
 
 @pytest.mark.parametrize(
@@ -431,7 +415,7 @@ def test_a_misspelt_option_gets_a_suggestion() -> None:
     ids=str,
 )
 def test_options_of_a_task(option: str, value: Any, stored: Any) -> None:
-    assert getattr(new().task(**{option: value})(plain), option) == stored  # type: ignore[call-overload]
+    assert getattr(new().task(**{option: value})(plain), option) == stored
 
 
 @pytest.mark.parametrize(
@@ -450,7 +434,7 @@ def test_options_of_a_task(option: str, value: Any, stored: Any) -> None:
 )
 def test_bad_values_of_options(options: dict[str, Any], kind: type[Exception]) -> None:
     with pytest.raises(kind):
-        new().task(**options)(plain)  # type: ignore[call-overload]
+        new().task(**options)(plain)
 
 
 @pytest.mark.parametrize("cache", ["bogus", None, False])
@@ -509,7 +493,7 @@ def test_replicas_are_shared_so_a_task_cannot_change_them(option: str) -> None:
     """Raised by `.task(...)` itself, before a function is seen."""
     env = new(reusable=POLICY, service_account="own")
     with pytest.raises(ValueError, match=f"{option}='other' cannot be set for one task of the reusable environment"):
-        env.task(**{option: "other"})  # type: ignore[call-overload]
+        env.task(**{option: "other"})
     assert env.task(service_account="own")(plain).service_account == "own"
 
 
@@ -570,7 +554,7 @@ def test_grouped_tasks_share_an_image() -> None:
 
 def test_only_tasks_can_be_grouped() -> None:
     with pytest.raises(TypeError, match="no task"):
-        TaskEnvironment.from_task("group", plain)  # type: ignore[arg-type]
+        TaskEnvironment.from_task("group", plain)
     assert TaskEnvironment.from_task("group").tasks == {}
 
 
@@ -688,7 +672,7 @@ def test_an_environment_knows_where_it_is_defined(unique: str) -> None:
 
 def test_a_bad_environment_is_not_registered(unique: str) -> None:
     with pytest.raises(TypeError):
-        TaskEnvironment(unique, reusable="off")  # type: ignore[arg-type]
+        TaskEnvironment(unique, reusable="off")
     assert unique not in environments()
 
 

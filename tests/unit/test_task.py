@@ -158,7 +158,7 @@ def test_it_can_be_caught_as_what_was_raised() -> None:
 
 def test_a_wrong_number_of_arguments_is_a_user_error_too() -> None:
     with pytest.raises(errors.RuntimeUserError) as error:
-        double()  # type: ignore[call-arg]
+        double()
     assert error.value.code == "TypeError"
 
 
@@ -189,7 +189,7 @@ def test_what_an_async_task_raises_arrives_as_it_is() -> None:
 
 
 def test_nothing_is_checked_or_converted_in_a_plain_call() -> None:
-    assert double(1.5) == 3.0  # type: ignore[arg-type]
+    assert double(1.5) == 3.0
 
 
 def test_aio_of_a_sync_task_runs_it_in_a_thread() -> None:
@@ -247,7 +247,7 @@ def test_a_bound_task_gets_celerys_task_first(dispatcher: FakeDispatcher) -> Non
 
 def test_a_sync_task_called_in_a_sync_task_is_submitted(dispatcher: FakeDispatcher) -> None:
     with in_a_task():
-        assert double(2) == "called"  # type: ignore[comparison-overlap]
+        assert double(2) == "called"
     assert dispatcher.calls == [("call", double.name, (2,), {})]
 
 
@@ -255,7 +255,7 @@ def test_an_async_task_called_in_a_sync_task_is_something_to_await(dispatcher: F
     with in_a_task():
         awaitable = double_async(2)
         assert dispatcher.calls == []
-        assert asyncio.run(awaitable) == "awaited"  # type: ignore[comparison-overlap]
+        assert asyncio.run(awaitable) == "awaited"
     assert dispatcher.calls == [("call_async", double_async.name, (2,), {})]
 
 
@@ -302,7 +302,7 @@ def test_aio_submits_any_task_and_one_await_gives_the_value(
 
 @pytest.mark.parametrize("call", [lambda: double(2), lambda: double_async(2), lambda: asyncio.run(double.aio(2))])
 def test_a_traced_function_must_not_call_tasks(call: Any, dispatcher: FakeDispatcher) -> None:
-    with in_a_task(), pytest.raises(errors.TraceDoesNotAllowNestedTasksError, match="test-task.double"):
+    with in_a_task(), pytest.raises(errors.TraceDoesNotAllowNestedTasksError, match=r"test-task\.double"):
         trace(call)()
     assert dispatcher.calls == []
 
@@ -430,13 +430,13 @@ def test_a_tasks_types_are_within_reach() -> None:
     assert double.dump_call((2,), None) == double.load_call((2,), None) == ((2,), {})
     assert double.dump_partial((2,), {}) == ((2,), {})
     assert double.dump_result(2) == double.load_result(2) == 2
-    with pytest.raises(TypeError, match="'test-task.double' takes int for its parameter 'x'"):
+    with pytest.raises(TypeError, match=r"'test-task\.double' takes int for its parameter 'x'"):
         double.dump_call(("2",), None)
 
 
 def test_a_task_does_not_change() -> None:
     with pytest.raises(AttributeError):
-        double.timeout = 5  # type: ignore[misc]
+        double.timeout = 5
 
 
 def test_a_task_can_be_a_key() -> None:
@@ -469,7 +469,7 @@ def test_an_overridden_task_survives_a_pickle() -> None:
 
 def test_a_pickled_task_that_does_not_exist_is_named() -> None:
     data = pickle.dumps(double).replace(b"test-task.double", b"test-task.treble")
-    with pytest.raises(pickle.UnpicklingError, match="There is no task 'test-task.treble' after importing"):
+    with pytest.raises(pickle.UnpicklingError, match=r"There is no task 'test-task\.treble' after importing"):
         pickle.loads(data)
 
 
@@ -501,7 +501,7 @@ def test_an_unknown_option_is_a_type_error_with_a_suggestion() -> None:
     with pytest.raises(TypeError, match=r"override\(\) has no option 'resource': did you mean 'resources'\?"):
         double.override(resource=Resources())
     with pytest.raises(TypeError):
-        double.override(1)  # type: ignore[misc]
+        double.override(1)
 
 
 @pytest.mark.parametrize("option", ["types", "overrides", "is_async"])

@@ -10,10 +10,11 @@ serializer="pickle"                checked strictly, unchanged          unchange
 Strictly means that `"1"` is no int. A parameter takes a value of its type or that value's JSON form, so that what one
 task returned can be the next one's argument in a Celery chain: dumping twice is the same as dumping once.
 
-bytes travel as base64, also inside lists, dicts, dataclasses, typed dicts and named tuples; a pydantic model decides for
-itself (`ser_json_bytes`, whose default is UTF-8). JSON cannot tell everything apart: text that reads as a date arrives
-as one where the annotation is `date | str`, a `Sequence` arrives as a list, and before Python 3.12 pydantic wants
-`typing_extensions.TypedDict`. A value that would arrive as another one is refused, except inside models and dataclasses.
+bytes travel as base64, also inside lists, dicts, dataclasses, typed dicts and named tuples; a pydantic model decides
+for itself (`ser_json_bytes`, whose default is UTF-8). JSON cannot tell everything apart: text that reads as a date
+arrives as one where the annotation is `date | str`, a `Sequence` arrives as a list, and before Python 3.12 pydantic
+wants `typing_extensions.TypedDict`. A value that would arrive as another one is refused, except where a model or a
+dataclass holds it.
 
 pydantic does the work and is imported on first use, because it takes longer to import than all the rest.
 """

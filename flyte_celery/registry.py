@@ -98,6 +98,16 @@ def conflicts() -> list[Conflict]:
     return found
 
 
+def check_conflicts() -> None:
+    """Refuse to submit or take work while two definitions claim one name.
+
+    Raises:
+        ValueError: Names both places of every conflict, and what to do.
+    """
+    if _replaced and (found := conflicts()):
+        raise ValueError(" ".join(str(conflict) for conflict in found))
+
+
 def add_environment(environment: TaskEnvironment) -> None:
     """Make an environment known by its name, in place of an earlier one."""
     name = environment.name

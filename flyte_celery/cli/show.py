@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import click
 from celery.bin.base import CeleryCommand
+from kombu.exceptions import OperationalError
 
 from ..client.install import dispatcher_of
 from ..environment import TaskEnvironment, environments
+from ..errors import InitializationError
 from ..names import queue_name
+from ..settings import redacted
+from .worker import known_environment
 
 #: Seconds that workers have to answer.
 ANSWER_TIMEOUT = 1.0
@@ -70,18 +75,38 @@ def _seconds(ttl: timedelta | None) -> str:
 def status_command(ctx: click.Context, environment: str | None, as_json: bool, watch: bool, interval: float) -> None:
     """Replicas by state, running and waiting tasks, the queue's depth, the last decision and its reason."""
     app = ctx.obj.app
-    _load(app)
-    _ensure(app)
-    for _ in _looks(watch, interval):
-        found = ask(app, "env_status")
-        if environment is not None:
-            found = [status for status in found if status["environment"] == environment]
-        if as_json:
-            click.echo(json.dumps(found))
-            continue
-        if watch:
-            click.clear()
-        _show(found, environment)
+    wanted = _wanted(app, environment)
+    redraw = watch and not as_json and sys.stdout.isatty()
+    if redraw:
+        click.clear()
+    with suppress(KeyboardInterrupt):  # how one ends --watch
+        while True:
+            try:
+                text = _look(app, wanted, as_json)
+            except click.ClickException as exc:
+                if not watch:
+                    raise
+                text = exc.format_message()
+            click.echo(_over_the_last(text) if redraw else text)
+            if not watch:
+                return
+            time.sleep(interval)
+
+
+def _look(app: Any, wanted: list[str], as_json: bool) -> str:
+    found = [status for status in ask(app, "env_status") if status["environment"] in wanted]
+    if as_json:
+        return json.dumps(found)
+    served = {status["environment"] for status in found}
+    parts = [_shown(status) for status in found]
+    parts += [_unserved(app, name) for name in wanted if name not in served]
+    return "\n".join(parts) or "The app defines no environment."
+
+
+def _over_the_last(text: str) -> str:
+    """Text that replaces what a terminal shows, line by line: to clear the screen first would flicker."""
+    lines = [f"{time.strftime('%H:%M:%S')}  Ctrl-C ends", *text.splitlines()]
+    return "\x1b[H" + "\x1b[K\n".join(lines) + "\x1b[K\x1b[J"
 
 
 @click.command("explain", cls=CeleryCommand)
@@ -90,8 +115,7 @@ def status_command(ctx: click.Context, environment: str | None, as_json: bool, w
 def explain_command(ctx: click.Context, environment: str) -> None:
     """The last decisions about an environment's replicas, each with its reason."""
     app = ctx.obj.app
-    _load(app)
-    _ensure(app)
+    _wanted(app, environment)
     serving = {status["hostname"] for status in ask(app, "env_status") if status["environment"] == environment}
     if not serving:
         raise click.ClickException(
@@ -110,40 +134,73 @@ def ask(app: Any, command: str) -> list[Any]:
 
 
 def ask_by_host(app: Any, command: str, hosts: list[str] | None) -> dict[str, Any]:
-    """Ask workers by Celery's remote control; plain workers do not know the command and are left out."""
-    replies = app.control.broadcast(command, reply=True, timeout=ANSWER_TIMEOUT, destination=hosts) or []
+    """Ask workers by Celery's remote control; plain workers do not know the command and are left out.
+
+    Raises:
+        click.ClickException: The bundled Redis does not run, or the broker cannot be reached.
+    """
+    _check_running(app)
+    try:
+        listening = len(hosts) if hosts is not None else _listening(app)
+        # Celery waits the whole time for answers unless it knows how many will come.
+        replies = app.control.broadcast(command, reply=True, timeout=ANSWER_TIMEOUT, destination=hosts, limit=listening)
+    except (OperationalError, OSError) as exc:
+        broker = redacted(app.conf.broker_url or "of the app")
+        raise click.ClickException(
+            f"The broker {broker} does not answer ({exc}): start it or correct its URL."
+        ) from None
     return {
         host: answer
-        for reply in replies
+        for reply in replies or []
         for host, answer in reply.items()
         if not (isinstance(answer, dict) and "error" in answer)
     }
 
 
-def _show(found: list[dict[str, Any]], environment: str | None) -> None:
-    if not found:
-        which = f"the environment {environment!r}" if environment else "any environment"
-        click.echo(f"No worker of {which} answers.")
-    for status in found:
-        states: dict[str, int] = {}
-        for replica in status["replicas"]:
-            states[replica["state"]] = states.get(replica["state"], 0) + 1
-        words = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "none"
-        ready = "?" if status["ready"] is None else status["ready"]
-        click.echo(f"{click.style(status['environment'], bold=True)}  on {status['hostname']}")
-        click.echo(f"  replicas  {words} (between {status['minimum']} and {status['maximum']})")
-        click.echo(f"  tasks     {status['running']} running, {status['waiting']} waiting, {ready} in the queue")
-        if status["decision"]:
-            click.echo(f"  decision  {status['decision']}")
-        if status["failure"]:
-            click.echo(click.style(f"  failed    {status['failure']}", fg="red"))
+def _listening(app: Any) -> int | None:
+    """How many workers listen to remote control; None when the broker does not tell, or when there is none.
+
+    kombu's Redis transport keeps a table of them. A worker that was killed stays in it, and then Celery waits for it.
+    """
+    with app.connection_for_read() as connection:
+        table = getattr(connection.default_channel, "get_table", None)
+        return (len(table(app.control.mailbox.namespace + ".pidbox")) if table is not None else 0) or None
 
 
-def _looks(watch: bool, interval: float) -> Iterator[None]:
-    yield
-    while watch:
-        time.sleep(interval)
-        yield
+def _shown(status: dict[str, Any]) -> str:
+    states: dict[str, int] = {}
+    for replica in status["replicas"]:
+        states[replica["state"]] = states.get(replica["state"], 0) + 1
+    words = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "none"
+    ready = "?" if status["ready"] is None else status["ready"]
+    lines = [
+        f"{click.style(status['environment'], bold=True)}  on {status['hostname']}",
+        f"  replicas  {words} (between {status['minimum']} and {status['maximum']})",
+        f"  tasks     {status['running']} running, {status['waiting']} waiting, {ready} in the queue",
+    ]
+    if status["decision"]:
+        lines.append(f"  decision  {status['decision']}")
+    if status["failure"]:
+        lines.append(click.style(f"  failed    {status['failure']}", fg="red"))
+    return "\n".join(lines)
+
+
+def _unserved(app: Any, name: str) -> str:
+    heading = f"{click.style(name, bold=True)}  no worker answers"
+    with app.connection_for_read() as connection:
+        try:
+            declared = connection.default_channel.queue_declare(queue_name(name), passive=True)
+        except connection.channel_errors:
+            return heading  # a queue that holds nothing does not exist in Redis
+    return f"{heading}\n  tasks     {declared.message_count} in the queue"
+
+
+def _wanted(app: Any, environment: str | None) -> list[str]:
+    """The environments to speak of: the named one, or all."""
+    if environment is not None:
+        return [known_environment(environment, app)]
+    _load(app)
+    return sorted(environments())
 
 
 def _load(app: Any) -> None:
@@ -151,8 +208,11 @@ def _load(app: Any) -> None:
     app.finalize()
 
 
-def _ensure(app: Any) -> None:
-    dispatcher = dispatcher_of(app)
+def _check_running(app: Any) -> None:
+    try:
+        dispatcher = dispatcher_of(app)
+    except InitializationError as exc:
+        raise click.ClickException(str(exc)) from None
     if not dispatcher.has_broker:
         raise click.ClickException(
             "Nothing runs here: the bundled Redis of this directory is not started. Try `env up`."

@@ -28,14 +28,17 @@ from ..gpu.discover import can_offer
 from ..names import worker_name
 from ..replica.application import ApplicationReference, find
 from ..settings import Settings, redacted
-from ..worker.prepare import CannotServe, check_broker, check_conflicts
-from .services import Service, serve
+from ..worker.prepare import CannotServe, check_broker, refuse_conflicts
+from .services import Service, say, serve
 
 #: Seconds in which a worker that runs already answers.
 ANSWER_TIMEOUT = 0.5
 
 #: Seconds beyond the grace period of its tasks that a worker may take to end.
 WORKER_PATIENCE = 15.0
+
+#: Seconds between two looks whether the bundled Redis is still there.
+BROKER_INTERVAL = 2.0
 
 _COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "bright_cyan", "bright_green", "bright_magenta")
 
@@ -61,7 +64,15 @@ _COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "bright_cyan", "bright
 @click.option("--grace", type=click.FloatRange(min=0), help="Passed to every worker.")
 @click.command("up", cls=CeleryCommand)
 @click.pass_context
-def up_command(ctx: click.Context, flower_port: int, no_flower: bool, loglevel: str, **passed: float | None) -> None:
+def up_command(
+    ctx: click.Context,
+    flower_port: int,
+    no_flower: bool,
+    loglevel: str,
+    idle_ttl: float | None,
+    scaledown_ttl: float | None,
+    grace: float | None,
+) -> None:
     """Start this machine's broker (if none is configured), a worker for each environment, and Flower.
 
     What dies is started again. Ctrl-C stops everything but the bundled Redis, which `env down` stops.
@@ -69,10 +80,10 @@ def up_command(ctx: click.Context, flower_port: int, no_flower: bool, loglevel: 
     app = ctx.obj.app
     app.loader.import_default_modules()
     app.finalize()
-    options = {f"--{name.replace('_', '-')}": f"{value:g}" for name, value in passed.items() if value is not None}
-    grace = passed["grace"]
+    times = {"--idle-ttl": idle_ttl, "--scaledown-ttl": scaledown_ttl, "--grace": grace}
+    options = {option: f"{seconds:g}" for option, seconds in times.items() if seconds is not None}
     try:
-        check_conflicts()
+        refuse_conflicts()
         reference = find(app)
         workers = worker_commands(app, reference, {"--loglevel": loglevel, **options})
         port = None if no_flower else _flower_port(flower_port)
@@ -88,22 +99,34 @@ def up_command(ctx: click.Context, flower_port: int, no_flower: bool, loglevel: 
             commands = workers if port is None else {**workers, "flower": _flower_command(reference, port)}
             os.environ["PYTHONUNBUFFERED"] = "1"
             patience = (settings.grace if grace is None else grace) + WORKER_PATIENCE
-            asyncio.run(_serve(commands, patience))
+            asyncio.run(_serve(commands, patience, dispatcher.embedded_home))
     except (CannotServe, InitializationError, LookupError, embedded.EmbeddedRedisError) as exc:
         raise click.ClickException(str(exc)) from None
     if dispatcher.embedded_home is not None:
         click.echo(f"Stopped. The bundled Redis keeps running; `celery -A {_spelled(reference)} env down` stops it.")
 
 
-async def _serve(commands: Mapping[str, list[str]], patience: float) -> None:
+async def _serve(commands: Mapping[str, list[str]], patience: float, home: Path | None) -> None:
     width = max(map(len, commands))
-    await serve(
-        [
-            Service(name, command, _COLOURS[index % len(_COLOURS)], width)
-            for index, (name, command) in enumerate(commands.items())
-        ],
-        patience,
-    )
+    services = [
+        Service(name, command, _COLOURS[index % len(_COLOURS)], width)
+        for index, (name, command) in enumerate(commands.items())
+    ]
+    keeper = asyncio.ensure_future(_keep_broker(home))
+    await serve(services, patience)
+    keeper.cancel()
+
+
+async def _keep_broker(home: Path | None) -> None:
+    """Start the bundled Redis again when it has ended; its data is on disk, and workers reconnect by themselves."""
+    while home is not None:
+        await asyncio.sleep(BROKER_INTERVAL)
+        if embedded.running(home) is None:
+            say(click.style(f"The bundled Redis of {home} has ended; starting it again", fg="red"))
+            try:
+                await asyncio.to_thread(embedded.start, home)
+            except embedded.EmbeddedRedisError as exc:
+                say(click.style(str(exc), fg="red"))
 
 
 def worker_commands(app: Any, reference: ApplicationReference, options: Mapping[str, str]) -> dict[str, list[str]]:

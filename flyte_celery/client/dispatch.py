@@ -12,6 +12,7 @@ from celery.exceptions import TaskRevokedError, TimeLimitExceeded, WorkerLostErr
 
 from .. import context, embedded, errors
 from ..environment import environments
+from ..registry import check_conflicts
 from . import local
 from .celery_task import make_task
 from .results import Meta, waiter_of
@@ -73,7 +74,12 @@ class CeleryDispatcher:
     def apply_async(
         self, task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any] | None, options: dict[str, Any]
     ) -> Any:
-        """Submit, and return the result's handle."""
+        """Submit, and return the result's handle.
+
+        Raises:
+            ValueError: Two definitions claim one name in this process; names both places.
+        """
+        check_conflicts()
         return self.celery_task(task).apply_async(args, kwargs, **{**_overridden(task), **options})
 
     def signature(

@@ -20,7 +20,7 @@ from celery import Celery, signals
 from .. import embedded
 from ..errors import InitializationError
 from ..settings import Settings, redacted
-from ..task import set_dispatcher, set_dispatcher_factory
+from ..task import set_dispatcher
 from .dispatch import CeleryDispatcher
 from .routing import route_environments
 
@@ -154,11 +154,9 @@ def _add_worker_options(app: Celery) -> None:
         options["worker"].update(importlib.import_module("flyte_celery.cli.options").worker_options())
 
 
-def _default_dispatcher() -> CeleryDispatcher | None:
+def default_dispatcher() -> CeleryDispatcher | None:
     """Without `init`, a broker URL in the environment is enough to submit; nothing else is assumed."""
     if Settings.from_environ(os.environ).broker_url is None:
         return None
     return _installed[init(main="flyte_celery")]
 
-
-set_dispatcher_factory(_default_dispatcher)

@@ -29,7 +29,7 @@ def call(task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     while True:
         try:
             with _running(task, attempt):
-                value = task.func(*args, **kwargs)
+                value = task.forward(*args, **kwargs)
                 return context.run_coroutine(value) if task.is_async else value
         except Exception as exc:
             delay = _retry_delay(task, exc, attempt)
@@ -46,8 +46,8 @@ async def call_async(task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any
         try:
             with _running(task, attempt):
                 if task.is_async:
-                    return await task.func(*args, **kwargs)
-                return await asyncio.to_thread(task.func, *args, **kwargs)
+                    return await task.forward(*args, **kwargs)
+                return await asyncio.to_thread(task.forward, *args, **kwargs)
         except Exception as exc:
             delay = _retry_delay(task, exc, attempt)
             if delay is None:

@@ -130,9 +130,9 @@ def _here(mapped: Mapped, return_exceptions: bool, inside: bool) -> Iterator[Any
             if inside:
                 yield local.call(mapped.task, args, kwargs)
             elif mapped.task.is_async:
-                yield context.run_coroutine(mapped.task.func(*args, **kwargs))
+                yield context.run_coroutine(mapped.task.forward(*args, **kwargs))
             else:
-                yield mapped.task.func(*args, **kwargs)
+                yield mapped.task.forward(*args, **kwargs)
         except Exception as exc:
             if not return_exceptions:
                 raise
@@ -145,7 +145,7 @@ async def _one_here(
     try:
         if inside:
             return await local.call_async(task, args, kwargs)
-        value = task.func(*args, **kwargs)
+        value = task.forward(*args, **kwargs)
         return await value if task.is_async else value
     except Exception as exc:
         if not return_exceptions:

@@ -13,6 +13,7 @@ Time is an argument; the drivers (`processes`, `worker.pool`) only perform the a
 from __future__ import annotations
 
 import enum
+import math
 import signal
 from dataclasses import dataclass, field
 
@@ -119,13 +120,18 @@ class HandBack:
 
 
 @dataclass(frozen=True, slots=True)
+class CountFailure:
+    """It never became ready, for this reason: count a failed start, before anybody starts the next one."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class Forget:
-    """The replica is gone: drop it. `failed_start` says that it never became ready, and why."""
-
-    failed_start: str | None = None
+    """The replica is gone: drop it."""
 
 
-Action = Stop | Kill | HandBack | Forget
+Action = Stop | Kill | HandBack | CountFailure | Forget
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +155,6 @@ class Child:
     idle_since: float = 0.0
     tasks: int = 0
     reason: StopReason | None = None
-    error: str | None = None
     #: When patience ends in the present state.
     deadline: float = field(init=False)
 
@@ -172,8 +177,8 @@ def step(child: Child, event: Event, now: float) -> list[Action]:
         case Ready() if child.state is State.STARTING:
             child.state, child.ready_at, child.idle_since = State.READY, now, now
         case StartupFailed(error) if child.state is State.STARTING:
-            child.reason, child.error = StopReason.STARTUP_FAILED, error
-            return _kill(child, now)
+            child.reason = StopReason.STARTUP_FAILED
+            return [CountFailure(error), *_kill(child, now)]
         case Drain(reason):
             return _drain(child, reason, now)
         case Revive() if child.state is State.DRAINING:
@@ -183,12 +188,12 @@ def step(child: Child, event: Event, now: float) -> list[Action]:
         case Exited(status):
             return _gone(child, status)
         case Tick() if now >= child.deadline and child.state in (State.STARTING, State.STOPPING):
-            if child.state is State.STARTING:
-                child.reason = StopReason.STARTUP_TIMEOUT
-                child.error = f"not ready within the start-up timeout of {child.patience.startup:g} s"
-            else:
+            if child.state is State.STOPPING:
                 child.reason = StopReason.STOP_TIMEOUT
-            return _kill(child, now)
+                return _kill(child, now)
+            child.reason = StopReason.STARTUP_TIMEOUT
+            error = f"not ready within the start-up timeout of {child.patience.startup:g} s"
+            return [CountFailure(error), *_kill(child, now)]
     return []
 
 
@@ -232,9 +237,9 @@ def _gone(child: Child, status: int | None) -> list[Action]:
     else:
         cause = f"replica {child.number} was ended ({child.reason})"
     actions: list[Action] = [HandBack(cause)] if child.tasks else []
-    if starting and child.error is None:
-        child.error = f"{describe_exit(status)} during start-up"
-    return [*actions, Forget(child.error)]
+    if starting:
+        actions.append(CountFailure(f"{describe_exit(status)} during start-up"))
+    return [*actions, Forget()]
 
 
 def describe_exit(status: int | None) -> str:
@@ -268,6 +273,7 @@ class Starts:
     cap: float
     failures: int = 0
     not_before: float = 0.0
+    failed_at: float = -math.inf
     error: str | None = None
 
     @property
@@ -286,8 +292,18 @@ class Starts:
         """A replica became ready."""
         self.failures, self.not_before, self.error = 0, 0.0, None
 
-    def failed_once(self, error: str, now: float) -> None:
-        """A replica ended before it was ready."""
-        self.failures += 1
+    def failed_once(self, error: str, now: float, began: float = math.inf) -> None:
+        """A replica failed to become ready.
+
+        Args:
+            error: Why, for humans.
+            now: Monotonic seconds.
+            began: When it was asked for. Replicas that were on their way already when another one failed are the
+                same attempt: a burst that starts eight of them is not eight failures in a row.
+        """
         self.error = error
+        if began <= self.failed_at:
+            return
+        self.failed_at = now
+        self.failures += 1
         self.not_before = now + min(self.cap, self.base * 2 ** (self.failures - 1))

@@ -17,7 +17,8 @@ from celery.utils.log import get_logger
 from celery.utils.nodenames import gethostname
 
 from ..autoscaler.decide import Limits
-from ..environment import TaskEnvironment, conflicts, environments
+from ..environment import TaskEnvironment, environments
+from ..registry import check_conflicts
 from ..replica.application import find
 from ..replica.plan import Logging, ReplicaPlan
 from ..settings import Settings, redacted
@@ -58,7 +59,7 @@ def _environment_of(worker: Any) -> TaskEnvironment | None:
     named = [name for name in queues if name in known]
     if not named:
         return None
-    check_conflicts()
+    refuse_conflicts()
     if len(queues) > 1:
         raise CannotServe(
             f"One worker serves one environment, but this one was asked for the queues {', '.join(sorted(queues))}. "
@@ -67,15 +68,16 @@ def _environment_of(worker: Any) -> TaskEnvironment | None:
     return known[named[0]]
 
 
-def check_conflicts() -> None:
+def refuse_conflicts() -> None:
     """Refuse to take work while two definitions claim one name.
 
     Raises:
         CannotServe: Names both places of every conflict.
     """
-    found = conflicts()
-    if found:
-        raise CannotServe("; ".join(str(conflict) for conflict in found))
+    try:
+        check_conflicts()
+    except ValueError as exc:
+        raise CannotServe(str(exc)) from None
 
 
 def check_broker(app: Any) -> None:

@@ -13,6 +13,7 @@ from celery.utils.log import get_logger
 from ..replica import wire
 from ..supervisor.lifecycle import (
     Child,
+    CountFailure,
     Drain,
     Event,
     Exited,
@@ -208,8 +209,10 @@ class Replicas:
                 case HandBack(cause):
                     logger.warning("%s: %s with %d task(s)", self._serving.name, cause, len(replica.jobs))
                     self._owner.lost(replica, cause)
-                case Forget(failed_start):
-                    self._forget(replica, failed_start)
+                case CountFailure(error):
+                    self._count_failure(replica, error)
+                case Forget():
+                    self._forget(replica)
 
     def release(self, replica: Replica, number: int) -> None:
         """A task has left a replica."""
@@ -296,21 +299,20 @@ class Replicas:
             self.step(replica, Exited(None))
         self._owner.starts_changed()
 
-    def _forget(self, replica: Replica, failed_start: str | None) -> None:
+    def _count_failure(self, replica: Replica, error: str) -> None:
+        self._starts.failed_once(error, time.monotonic(), replica.child.started_at)
+        logger.error(
+            "%s: replica %d did not start (%d in a row): %s",
+            self._serving.name,
+            replica.number,
+            self._starts.failures,
+            error,
+        )
+
+    def _forget(self, replica: Replica) -> None:
         self._replicas.pop(replica.number, None)
         self._unwatch(replica.line)
         reason = replica.child.reason
-        if failed_start is not None:
-            self._starts.failed_once(failed_start, time.monotonic())
-            logger.error(
-                "%s: replica %d did not start (%d in a row): %s",
-                self._serving.name,
-                replica.number,
-                self._starts.failures,
-                failed_start,
-            )
-            self._owner.starts_changed()
-            return
         level = logger.warning if reason is StopReason.CRASHED else logger.info
         level("%s: replica %d has ended (%s), served %d", self._serving.name, replica.number, reason, replica.served)
         self._owner.starts_changed()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from flyte_celery.supervisor.lifecycle import (
     Action,
     Child,
+    CountFailure,
     Drain,
     Event,
     Exited,
@@ -83,16 +84,16 @@ def test_a_crash_hands_its_tasks_back_and_says_how_it_died() -> None:
 
 
 def test_a_start_up_hook_that_raises_ends_the_replica_as_a_failed_start() -> None:
-    tell((0.5, StartupFailed("no model"), [Kill()]), (0.6, Exited(3), [Forget("no model")]))
+    tell((0.5, StartupFailed("no model"), [CountFailure("no model"), Kill()]), (0.6, Exited(3), [Forget()]))
 
 
 def test_a_start_up_that_takes_too_long_is_killed_and_says_so() -> None:
     error = "not ready within the start-up timeout of 30 s"
-    tell((29.9, Tick(), []), (30.0, Tick(), [Kill()]), (30.1, Exited(-9), [Forget(error)]))
+    tell((29.9, Tick(), []), (30.0, Tick(), [CountFailure(error), Kill()]), (30.1, Exited(-9), [Forget()]))
 
 
 def test_a_process_that_dies_while_it_starts_is_a_failed_start() -> None:
-    tell((0.5, Exited(-9), [Forget("was killed by SIGKILL (out of memory?) during start-up")]))
+    tell((0.5, Exited(-9), [CountFailure("was killed by SIGKILL (out of memory?) during start-up"), Forget()]))
 
 
 def test_a_replica_that_is_not_needed_before_it_was_ready_is_no_failure() -> None:
@@ -175,6 +176,16 @@ def test_failed_starts_back_off_one_at_a_time_and_then_the_environment_says_why(
     assert starts.failed
     assert starts.error == "still no model"
     assert starts.allowed(17.0, starting=0)
+
+
+def test_replicas_that_fail_together_are_one_failed_attempt() -> None:
+    """Four were asked for at once and all lack the model; the next attempt, after the back-off, counts again."""
+    starts = Starts(limit=3, base=1.0, cap=60.0)
+    for _ in range(4):
+        starts.failed_once("no model", now=5.0, began=4.0)
+    assert (starts.failures, starts.not_before) == (1, 6.0)
+    starts.failed_once("no model", now=7.0, began=6.0)
+    assert starts.failures == 2
 
 
 def test_one_success_forgives_every_failed_start() -> None:

@@ -10,7 +10,7 @@ from celery.exceptions import Ignore  # noqa: F401
 from tests.helpers.waiting import wait_until
 from tests.system.semantics.notes import notes
 
-PATIENCE = 20.0
+PATIENCE = 5.0
 
 async_and_sync = pytest.mark.parametrize("suffix", ["", "_sync"], ids=["async", "sync"])
 

@@ -24,7 +24,7 @@ from . import errors
 from .cache import Cache, CachePolicy
 from .context import ctx, custom_context, get_custom_context, group
 from .devices import AMD_GPU, APPLE_SILICON, GPU, HABANA_GAUDI, TPU, Device, Neuron
-from .dispatcher import set_dispatcher_factory
+from .dispatcher import set_dispatcher_factory as _set_dispatcher_factory
 from .environment import TaskEnvironment
 from .environment_base import Environment
 from .image import Image
@@ -97,7 +97,7 @@ _NEEDS_CELERY = {
 
 
 # A process that has a broker URL in its environment can submit without calling `init`; Celery is loaded when it does.
-set_dispatcher_factory(lambda: import_module(".client.install", __name__).default_dispatcher())
+_set_dispatcher_factory(lambda: import_module(".client.install", __name__).default_dispatcher())
 
 
 def __getattr__(name: str) -> Any:

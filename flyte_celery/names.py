@@ -13,6 +13,7 @@ Redis         my-env, my-env\\x06\\x163, ...    kombu's lists of the queue, one 
 from __future__ import annotations
 
 import re
+from bisect import bisect
 from collections.abc import Sequence
 
 _ENVIRONMENT = re.compile(r"[a-z0-9]+([_-][a-z0-9]+)*")
@@ -89,6 +90,41 @@ def priority_lists(
     return tuple(f"{queue}{separator}{step}" if step else queue for step in steps)
 
 
+def priority_index(priority: int, steps: Sequence[int] = PRIORITY_STEPS) -> int:
+    """Which of a queue's priority lists a message of this priority is in."""
+    return max(0, bisect(steps, priority) - 1)
+
+
 def environment_key(environment: str) -> str:
     """The catalogue's entry of an environment: its description in JSON, for as long as it was published lately."""
     return f"{PREFIX}environment:{environment}"
+
+
+def workers_key() -> str:
+    """The leases of all workers: a sorted set of member `queue/worker` and the end of its lease."""
+    return f"{PREFIX}workers"
+
+
+def worker_member(queue: str, worker: str) -> str:
+    """How a worker is called in `workers_key`."""
+    return f"{queue}/{worker}"
+
+
+def claims_key(queue: str, worker: str) -> str:
+    """What a worker has claimed: a hash of claim id to message."""
+    return f"{PREFIX}claims:{queue}:{worker}"
+
+
+def started_key(queue: str, worker: str) -> str:
+    """Which of a worker's claims have begun to run: a hash of claim id to nothing much."""
+    return f"{PREFIX}started:{queue}:{worker}"
+
+
+def inbox_key(queue: str, worker: str) -> str:
+    """Where an idle worker's next message is put by the server: a list of at most one."""
+    return f"{PREFIX}inbox:{queue}:{worker}"
+
+
+def attempts_key(queue: str) -> str:
+    """How often messages of a queue were started and lost: a hash of the message's tag to a count."""
+    return f"{PREFIX}attempts:{queue}"

@@ -159,4 +159,3 @@ def default_dispatcher() -> CeleryDispatcher | None:
     if Settings.from_environ(os.environ).broker_url is None:
         return None
     return _installed[init(main="flyte_celery")]
-

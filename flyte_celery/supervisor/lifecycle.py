@@ -52,6 +52,8 @@ class StopReason(enum.StrEnum):
     STOP_TIMEOUT = "stop-timeout"
     #: A task that it ran was terminated, or ran over its hard time limit.
     TERMINATED = "terminated"
+    #: Its worker has lost its lease, so that its tasks are run by others.
+    LEASE_LOST = "lease-lost"
     #: Its process ended without being asked.
     CRASHED = "crashed"
 

@@ -32,6 +32,8 @@ class Job:
     #: Ends the job where it runs; set by the pool.
     terminator: Callable[[Job], None]
     arrived_at: float
+    #: Its claim in the worker's keeper, None without one.
+    claim: int | None = None
     #: Number of the replica that owns it, None while it waits in the pool.
     replica: int | None = None
     accepted_at: float | None = None

@@ -75,6 +75,11 @@ class ReplicaPool(BasePool):
     def register_with_event_loop(self, loop: Any) -> None:
         """Watch every socket; Celery calls this again whenever it has replaced its connection and its poller."""
         self.replicas.watch(loop)
+        if (keeper := self.serving.keeper) is not None:
+            # Celery has forgotten what it had scheduled or limited before it lost its connection; what is here stays.
+            mine = {job.claim for job in self.jobs.values()}
+            keeper.hand_back([number for number in keeper.claims.held if number not in mine])
+            loop.call_repeatedly(keeper.claims.lease / 3, self._renew)
         loop.call_repeatedly(self.serving.settings.autoscale_interval, self.tick)
         self.on_change()
 
@@ -108,6 +113,7 @@ class ReplicaPool(BasePool):
             on_loop=args[0] in self._async_names,
             terminator=self._terminate,
             arrived_at=time.monotonic(),
+            claim=None if self.serving.keeper is None else int(args[2]["properties"]["delivery_tag"]),
         )
         if self._hopeless():
             self._fail(job)
@@ -153,6 +159,8 @@ class ReplicaPool(BasePool):
         for job in list(self.jobs.values()):
             self._hand_back(job)
         self.replicas.close()
+        if self.serving.keeper is not None:
+            self.serving.keeper.release()
 
     def grow(self, n: int = 1) -> None:
         """Celery's `pool_grow` acts on the autoscaler's bounds instead, see `control`."""
@@ -193,6 +201,8 @@ class ReplicaPool(BasePool):
         if job is None:
             return
         job.accepted_at = at
+        if job.claim is not None and self.serving.keeper is not None:
+            self.serving.keeper.begun(job.claim)
         job.on_accepted(replica.pid, at)
         hub = get_event_loop()
         if hub is None:
@@ -312,6 +322,24 @@ class ReplicaPool(BasePool):
         for replica in list(self.replicas):
             self.replicas.step(replica, Tick())
         self.on_change()
+
+    def _renew(self) -> None:
+        keeper = self.serving.keeper
+        assert keeper is not None
+        if not keeper.renew():
+            self.abandon()
+        keeper.reap()
+
+    def abandon(self) -> None:
+        """The lease was lost: whatever runs here runs elsewhere too, or soon will; end it without a word."""
+        for job in list(self.jobs.values()):
+            job.terminated = True
+            job.stop_timers()
+            del self.jobs[job.number]
+        self.waiting.clear()
+        for replica in self.replicas.in_state(State.READY, State.DRAINING):
+            if replica.jobs:
+                self.replicas.kill(replica, StopReason.LEASE_LOST)
 
     def start_replicas(self, n: int) -> int:
         """Revive draining replicas, then start new ones, up to `n`. Returns how many of them were had."""

@@ -18,11 +18,15 @@ from celery.utils.nodenames import gethostname
 
 from ..autoscaler.decide import Limits
 from ..environment import TaskEnvironment, environments
+from ..fleet.connection import connect
+from ..names import PRIORITY_STEPS, priority_lists, queue_name
 from ..registry import check_conflicts
 from ..replica.application import find
 from ..replica.plan import Logging, ReplicaPlan
 from ..settings import Settings, redacted
 from ..supervisor.lifecycle import Patience
+from . import transport
+from .keeper import Keeper
 from .pool import ReplicaPool
 from .serving import Serving
 
@@ -111,7 +115,7 @@ def _become(worker: Any, environment: TaskEnvironment) -> None:
     nick, _, host = worker.hostname.partition("@")
     if nick == "celery":  # nobody gave it a name
         worker.hostname = f"{name}@{host or gethostname()}"
-    serving = _serving(worker, environment)
+    serving = _serving(worker, environment, _claiming(worker, environment))
     worker.pool_cls = type("ReplicaPool", (ReplicaPool,), {"serving": serving, "__module__": ReplicaPool.__module__})
     # Celery's consumer takes its prefetch count from these two: as many messages as can run at once.
     worker.concurrency = max(1, serving.capacity)
@@ -122,7 +126,37 @@ def _become(worker: Any, environment: TaskEnvironment) -> None:
     app.conf.worker_cancel_long_running_tasks_on_connection_loss = False
 
 
-def _serving(worker: Any, environment: TaskEnvironment) -> Serving:
+def _claiming(worker: Any, environment: TaskEnvironment) -> Keeper | None:
+    """Choose the transport with claims where the broker can have them.
+
+    Elsewhere Celery's own transport serves the queue, and the worker says which promises are weaker.
+    """
+    conf = worker.app.conf
+    url = conf.broker_read_url or conf.broker_url
+    scheme = url.split("://", 1)[0]
+    options = conf.broker_transport_options or {}
+    client = connect(url) if scheme in ("redis", "redis+socket") and ";" not in url else None
+    if client is None or options.get("global_keyprefix") or options.get("sep"):
+        logger.warning(
+            "%s: this broker has no leases and claims: a task that runs longer than the visibility timeout may run "
+            "twice, and one that kills its worker is tried again without end.",
+            environment.name,
+        )
+        return None
+    steps = tuple(options.get("priority_steps") or PRIORITY_STEPS)
+    queue = queue_name(environment.name)
+    settings = Settings.from_environ(os.environ)
+    keeper = Keeper(client, queue, priority_lists(queue, steps), worker.hostname, settings.lease)
+    keeper.begin()
+    transport.Channel.keeper = keeper
+    if scheme == "redis":
+        conf.broker_transport = transport.ALIAS
+    else:  # kombu takes the transport of such URLs from the URL alone
+        conf.broker_read_url = url.replace("redis+", f"{transport.ALIAS}+", 1)
+    return keeper
+
+
+def _serving(worker: Any, environment: TaskEnvironment, keeper: Keeper | None) -> Serving:
     options = worker.options
     settings = Settings.from_environ(os.environ)
     policy = environment.reusable
@@ -164,6 +198,7 @@ def _serving(worker: Any, environment: TaskEnvironment) -> Serving:
             preload=environment.resources is None or environment.resources.get_device() is None,
             startup_timeout=settings.startup_timeout,
         ),
+        keeper=keeper,
         environ={name: str(value) for name, value in (environment.env_vars or {}).items()},
     )
 

@@ -9,6 +9,7 @@ from ..environment import TaskEnvironment
 from ..replica.plan import ReplicaPlan
 from ..settings import Settings
 from ..supervisor.lifecycle import Patience
+from .keeper import Keeper
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,8 @@ class Serving:
     grace: float
     settings: Settings
     plan: ReplicaPlan
+    #: The keeper of its claims; None where the broker is no Redis that claims can live on.
+    keeper: Keeper | None = None
     #: Variables set for replicas before user modules are imported.
     environ: dict[str, str] = field(default_factory=dict)
 

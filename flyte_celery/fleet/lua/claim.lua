@@ -1,0 +1,38 @@
+-- Move messages from a queue into a worker's claims: at no instant do they exist only in somebody's memory.
+--
+-- KEYS  1 workers (sorted set: worker -> end of its lease in ms)   2 claims (hash: id -> message)
+--       3 inbox (list: what BLMOVE has put aside, at most one)     4.. priority lists, most urgent first
+-- ARGV  1 worker   2 id under which the message in the inbox was taken, or ""   3 first id for new claims
+--       4 most new claims
+--
+-- Returns the messages, in order, their ids counting up from ARGV[3]; or -1 when the worker has lost its lease.
+local lease = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if not lease or tonumber(lease) <= 0 then
+    return -1
+end
+if ARGV[2] ~= '' then
+    local message = redis.call('RPOP', KEYS[3])
+    if message then
+        redis.call('HSET', KEYS[2], ARGV[2], message)
+    end
+end
+local messages = {}
+local wanted = tonumber(ARGV[4])
+for list = 4, #KEYS do
+    if #messages >= wanted then
+        break
+    end
+    for _, message in ipairs(redis.call('RPOP', KEYS[list], wanted - #messages) or {}) do
+        messages[#messages + 1] = message
+    end
+end
+local first = tonumber(ARGV[3])
+for from = 1, #messages, 500 do  -- unpack() holds a few thousand values at most
+    local fields = {}
+    for i = from, math.min(from + 499, #messages) do
+        fields[#fields + 1] = string.format('%d', first + i - 1)
+        fields[#fields + 1] = messages[i]
+    end
+    redis.call('HSET', KEYS[2], unpack(fields))
+end
+return messages

@@ -1,0 +1,37 @@
+"""The Lua scripts of this package, by name; each file says what it does to which keys."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from redis.exceptions import NoScriptError
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """One script: its text and the hash by which Redis knows it."""
+
+    text: str
+    sha: str
+
+    def command(self, keys: list[str], args: list[Any]) -> tuple[Any, ...]:
+        """The command that runs it on a server that has it."""
+        return ("EVALSHA", self.sha, len(keys), *keys, *args)
+
+    def run(self, client: Any, keys: list[str], args: list[Any]) -> Any:
+        """Run it, and give it to the server first when that does not have it."""
+        try:
+            return client.execute_command(*self.command(keys, args))
+        except NoScriptError:
+            return client.execute_command("EVAL", self.text, len(keys), *keys, *args)
+
+
+@cache
+def script(name: str) -> Script:
+    """The script in `lua/NAME.lua`."""
+    text = resources.files(__package__ or "").joinpath("lua", f"{name}.lua").read_text()
+    return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())

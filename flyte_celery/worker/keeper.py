@@ -1,0 +1,128 @@
+"""Keeps a worker's claims in order: writes acknowledgements, renews the lease, hands back, reaps the dead."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterable
+from typing import Any
+
+import redis
+from celery.utils.log import get_logger
+from kombu.asynchronous import get_event_loop
+
+from ..fleet.claims import Claim, Claims, LeaseLostError
+from ..fleet.reaper import reap
+
+logger = get_logger("flyte_celery.worker")
+
+
+class Keeper:
+    """The one owner of a worker's claims; connections come and go, it stays.
+
+    Args:
+        client: A Redis client of its own, with time-outs.
+        queue: The environment's queue.
+        lists: The queue's priority lists.
+        hostname: The worker's node name.
+        lease: Seconds.
+    """
+
+    def __init__(self, client: redis.Redis, queue: str, lists: tuple[str, ...], hostname: str, lease: float) -> None:
+        self._client = client
+        self._hostname = hostname
+        self.claims = Claims(client, queue, lists, self._new_name(), lease)
+        self._flush_asked = False
+        self.renewed_at = 0.0
+
+    def _new_name(self) -> str:
+        # Node names are given again after a restart; claims of an earlier life must not look like this one's.
+        return f"{self._hostname}:{uuid.uuid4().hex[:12]}"
+
+    def begin(self) -> None:
+        """Take the lease."""
+        self.claims.take_lease()
+        self.renewed_at = time.monotonic()
+
+    def renew(self) -> bool:
+        """Renew the lease.
+
+        Returns:
+            False when it was lost: every claim is somebody else's now, and this worker has begun a new life.
+        """
+        try:
+            self.claims.renew_lease()
+        except redis.RedisError as exc:
+            logger.warning("The lease could not be renewed: %s", exc)
+            return True
+        except LeaseLostError as exc:
+            logger.error("%s Its tasks are run by others; what still runs here is ended.", exc)
+            claims = self.claims
+            self.claims = Claims(self._client, claims.queue, claims.lists, self._new_name(), claims.lease)
+            self.begin()
+            return False
+        self.renewed_at = time.monotonic()
+        return True
+
+    def reap(self) -> None:
+        """Hand back the claims of workers that are dead, of any environment."""
+        try:
+            for report in reap(self._client):
+                logger.warning("%s", report)
+        except redis.RedisError as exc:
+            logger.warning("Dead workers cannot be looked for: %s", exc)
+
+    def begun(self, number: int) -> None:
+        """A claim has begun to run."""
+        self.claims.begun(number)
+        self.flush_soon()
+
+    def ack(self, number: int) -> None:
+        """A claim is finished and its result stored."""
+        self.claims.ack(number)
+        self.flush_soon()
+
+    def hand_back(self, numbers: Iterable[int], interrupted: bool = False) -> None:
+        """Put claims back at the head of the queue.
+
+        Args:
+            numbers: Their ids.
+            interrupted: Whether they were ended by this worker's own stop, which is no failed attempt.
+        """
+        held = self.claims.held
+        back: list[Claim] = [held[number] for number in numbers if number in held]
+        for claim in back:
+            claim.started = claim.started and not interrupted
+        try:
+            self.claims.hand_back(back)
+        except redis.RedisError as exc:
+            # They stay in this worker's claims, and come back when its lease is over.
+            logger.warning("%d claim(s) cannot be handed back now: %s", len(back), exc)
+
+    def release(self) -> None:
+        """The worker stops: hand everything back that is still held, and give up the lease."""
+        self.flush()
+        self.hand_back(list(self.claims.held), interrupted=True)
+        try:
+            self.claims.leave()
+        except redis.RedisError as exc:
+            logger.warning("The lease cannot be given up, it runs out by itself: %s", exc)
+
+    def flush_soon(self) -> None:
+        """Write what was noted at the end of this turn of the event loop."""
+        if self._flush_asked:
+            return
+        hub: Any = get_event_loop()
+        if hub is None:
+            self.flush()
+            return
+        self._flush_asked = True
+        hub.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Write what was noted now; while Redis does not answer it stays noted."""
+        self._flush_asked = False
+        try:
+            self.claims.flush()
+        except redis.RedisError as exc:
+            logger.warning("Acknowledgements wait for Redis: %s", exc)

@@ -1,0 +1,150 @@
+"""kombu's Redis transport for an environment's worker: claims in batches, acknowledges in batches, loses nothing.
+
+It replaces how messages of the environment's queue are taken and finished; connections, remote control, events and
+publishing are kombu's own. Celery finds it by the alias `flyte-redis` in the worker's `broker_transport` alone:
+publishers need nothing special.
+
+Taking: one script moves as many messages as fit into the worker's claims. When the queue was empty, `BLMOVE` waits for
+the next message on the server, a second at most, so that messages of other priorities are seen too.
+"""
+
+from __future__ import annotations
+
+from queue import Empty
+from time import monotonic
+from typing import Any, ClassVar, cast
+
+from kombu.transport import TRANSPORT_ALIASES
+from kombu.transport import redis as kombu_redis
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import loads
+from redis.exceptions import NoScriptError
+
+from ..fleet.claims import Claim, LeaseLostError
+from ..fleet.scripts import script
+from ..names import priority_index
+from .keeper import Keeper
+
+#: Name of this transport in kombu.
+ALIAS = "flyte-redis"
+
+#: Seconds that an idle worker waits for a message of the default priority before it looks at the others.
+IDLE_WAIT = 1.0
+
+#: Most messages that one script claims: a bound on how long it keeps the server busy.
+MOST_AT_ONCE = 500
+
+TRANSPORT_ALIASES[ALIAS] = f"{__name__}:Transport"
+
+
+class ClaimQoS(kombu_redis.QoS):
+    """kombu's book of unacknowledged messages, kept by the worker's claims instead: they outlive connections."""
+
+    channel: Channel
+
+    def can_consume(self) -> bool:
+        """Whether a message would fit."""
+        return self.room > 0
+
+    @property
+    def room(self) -> int:
+        """How many messages would fit, as far as one script should claim."""
+        most = self.prefetch_count or MOST_AT_ONCE
+        return min(MOST_AT_ONCE, most - len(self.channel.keeper.claims.held))
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """A message was delivered: the claims have it already."""
+
+    def ack(self, delivery_tag: str) -> None:
+        """A message is finished; written with all others of this turn of the event loop."""
+        self.channel.keeper.ack(int(delivery_tag))
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """A message goes back to the head of its queue, or is given up."""
+        if requeue:
+            self.channel.keeper.hand_back([int(delivery_tag)])
+        else:
+            self.channel.keeper.ack(int(delivery_tag))
+
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        """Nothing: a closed connection ends no claim. The worker hands its claims back when it stops."""
+        self._on_collect.cancel()
+
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: leases say which claims are dead, not a time-out of messages."""
+
+
+class Channel(kombu_redis.Channel):
+    """A channel that consumes the environment's queue through the worker's claims."""
+
+    QoS = ClaimQoS
+
+    #: The keeper of this worker process, set before its first connection is made.
+    keeper: ClassVar[Keeper]
+
+    # Attributes of kombu's that have no types.
+    _in_poll: Any
+    _brpop_sent_at: Any
+    _get_message_priority: Any
+
+    #: The command whose reply is awaited on the consuming connection.
+    _expects = ""
+    #: Whether the last claim found the queue empty, so that the next command waits.
+    _was_empty = False
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        if not self.active_queues:
+            return
+        claims = self.keeper.claims
+        connection = self.client.connection
+        self._in_poll = connection
+        self._brpop_sent_at = monotonic()
+        if self._was_empty:
+            self._expects = "BLMOVE"
+            connection.send_command(*claims.wait_command(IDLE_WAIT))
+        else:
+            self._expects = "EVALSHA"
+            connection.send_command(*claims.claim_command(cast(ClaimQoS, self.qos).room))
+
+    def _brpop_read(self, **options: Any) -> Any:
+        claims = self.keeper.claims
+        try:
+            reply = self.client.parse_response(self.client.connection, self._expects)
+        except NoScriptError:  # the server was restarted since it was given the script
+            self.client.script_load(script("claim").text)
+            raise Empty from None
+        except self.connection_errors:
+            self.client.connection.disconnect()
+            raise
+        finally:
+            self._in_poll = None
+        try:
+            taken = claims.arrived(reply) if self._expects == "BLMOVE" else claims.claimed(reply)
+        except LeaseLostError:
+            raise Empty from None  # the keeper notices when it renews, and begins anew
+        self._was_empty = not taken and self._expects == "EVALSHA"
+        if not taken:
+            raise Empty
+        for claim in taken:
+            self._deliver_claim(claim)
+        return True
+
+    def _deliver_claim(self, claim: Claim) -> None:
+        queue = self.keeper.claims.queue
+        message = loads(bytes_to_str(claim.message))
+        properties = message["properties"]
+        claim.tag = str(properties.get("delivery_tag"))
+        claim.list = priority_index(self._get_message_priority(message, reverse=False), self.priority_steps)
+        # Everything above acknowledges by delivery tag. The claim's id is unique in this worker; tags of foreign
+        # publishers need not be.
+        properties["delivery_tag"] = str(claim.id)
+        if queue not in self.active_queues:  # cancelled while the reply was on its way
+            self.keeper.hand_back([claim.id])
+            return
+        self.connection._deliver(message, queue)
+
+
+class Transport(kombu_redis.Transport):
+    """kombu's Redis transport with claims."""
+
+    Channel = Channel

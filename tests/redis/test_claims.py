@@ -1,0 +1,202 @@
+"""Claims on a real Redis: what was taken is finished once or comes back, whoever dies between any two commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import redis
+
+from flyte_celery import names
+from flyte_celery.fleet.claims import Claims, LeaseLostError
+from flyte_celery.fleet.reaper import reap
+from flyte_celery.fleet.scripts import script
+from tests.conftest import wait_until
+
+QUEUE = "predict"
+LISTS = names.priority_lists(QUEUE)
+
+MakeClaims = Callable[..., Claims]
+
+
+@pytest.fixture
+def server(redis_url: str) -> redis.Redis:
+    """A client of the test's database that returns bytes, as workers have it."""
+    return redis.Redis.from_url(redis_url)
+
+
+@pytest.fixture
+def claims_of(redis_url: str) -> MakeClaims:
+    """Make a worker's claims, with a lease."""
+
+    def make(worker: str = "w1", lease: float = 15.0) -> Claims:
+        made = Claims(redis.Redis.from_url(redis_url), QUEUE, LISTS, worker, lease)
+        made.take_lease()
+        return made
+
+    return make
+
+
+def publish(client: redis.Redis, *messages: str, priority: int = 0) -> None:
+    """Put messages into the queue as kombu does."""
+    for message in messages:
+        body = f'{{"properties": {{"delivery_tag": "{message}", "priority": {priority}}}}}'
+        client.lpush(LISTS[names.priority_index(priority)], body)
+
+
+def claim(claims: Claims, most: int) -> list[str]:
+    """Claim as the transport does, and say which messages came."""
+    client = claims.client
+    command = claims.claim_command(most)
+    try:
+        reply = client.execute_command(*command)  # type: ignore[no-untyped-call]
+    except redis.exceptions.NoScriptError:
+        client.script_load(script("claim").text)
+        reply = client.execute_command(*command)  # type: ignore[no-untyped-call]
+    return [tag(each.message) for each in claims.claimed(reply)]
+
+
+def tag(message: bytes) -> str:
+    """The name that `publish` gave a message."""
+    return message.decode().split('"')[5]
+
+
+def queued(client: redis.Redis, priority: int = 0) -> list[str]:
+    """What waits in one priority list, next first."""
+    found = client.lrange(LISTS[names.priority_index(priority)], 0, -1)
+    return [tag(message) for message in reversed(found)]  # type: ignore[arg-type]
+
+
+def test_messages_are_claimed_in_order_most_urgent_first_and_no_more_than_asked_for(
+    claims_of: MakeClaims, server: redis.Redis
+) -> None:
+    publish(server, "a", "b", "c")
+    publish(server, "late", priority=9)
+    publish(server, "soon", priority=3)
+    claims = claims_of()
+    assert claim(claims, 2) == ["a", "b"]
+    assert claim(claims, 9) == ["c", "soon", "late"]
+    assert claim(claims, 9) == []
+
+
+def test_a_claimed_message_is_in_redis_until_it_is_acknowledged(claims_of: MakeClaims, server: redis.Redis) -> None:
+    publish(server, "a", "b")
+    claims = claims_of()
+    claim(claims, 2)
+    key = names.claims_key(QUEUE, "w1")
+    assert server.hlen(key) == 2
+    claims.ack(1)
+    assert server.hlen(key) == 2
+    claims.flush()
+    assert server.hkeys(key) == [b"2"]
+
+
+def test_what_waits_in_the_inbox_is_adopted_by_the_next_command(claims_of: MakeClaims, server: redis.Redis) -> None:
+    """BLMOVE puts one message aside; acknowledging it leaves nothing behind."""
+    claims = claims_of()
+    publish(server, "a")
+    claims.arrived(server.execute_command(*claims.wait_command(1)))  # type: ignore[no-untyped-call]
+    assert server.llen(names.inbox_key(QUEUE, "w1")) == 1
+    claims.ack(1)
+    script("claim").run(server, ["x", "y", "z"], ["", "", 1, 0])  # the server knows the script from here on
+    claims.flush()
+    assert server.llen(names.inbox_key(QUEUE, "w1")) == 0
+    assert server.hlen(names.claims_key(QUEUE, "w1")) == 0
+
+
+def test_claims_go_back_to_the_head_in_their_order_and_to_their_own_priority(
+    claims_of: MakeClaims, server: redis.Redis
+) -> None:
+    publish(server, "a", "b", "c", "d")
+    claims = claims_of()
+    claim(claims, 3)
+    claims.hand_back(list(claims.held.values()))
+    assert queued(server) == ["a", "b", "c", "d"]
+    assert not claims.held
+
+
+def test_handing_back_twice_returns_a_message_once(claims_of: MakeClaims, server: redis.Redis) -> None:
+    publish(server, "a")
+    claims = claims_of()
+    claim(claims, 1)
+    held = list(claims.held.values())
+    assert claims.hand_back(held) == [0]
+    assert claims.hand_back(held) == [-1]
+    assert queued(server) == ["a"]
+
+
+def test_the_claims_of_a_dead_worker_come_back_and_its_started_ones_count_as_an_attempt(
+    claims_of: MakeClaims, server: redis.Redis
+) -> None:
+    publish(server, "a", "b", "c")
+    publish(server, "urgent", priority=3)
+    dead = claims_of("dead", lease=0.05)
+    assert claim(dead, 9) == ["a", "b", "c", "urgent"]
+    dead.begun(2)
+    dead.flush()
+    wait_until(lambda: reap(server), timeout=5, description="the lease to be over")
+    assert queued(server) == ["a", "b", "c"]
+    assert queued(server, priority=3) == ["urgent"]
+    assert server.hgetall(names.attempts_key(QUEUE)) == {b"b": b"1"}
+    assert reap(server) == []
+
+
+def test_a_living_worker_is_left_alone(claims_of: MakeClaims, server: redis.Redis) -> None:
+    publish(server, "a")
+    claim(claims_of(), 1)
+    assert reap(server) == []
+    assert queued(server) == []
+
+
+def test_a_worker_that_wakes_up_after_its_lease_can_neither_claim_nor_renew_nor_acknowledge(
+    claims_of: MakeClaims, server: redis.Redis
+) -> None:
+    publish(server, "a")
+    stalled = claims_of("stalled", lease=0.05)
+    claim(stalled, 1)
+    wait_until(lambda: reap(server), timeout=5, description="the lease to be over")
+    assert claim(claims_of("other"), 1) == ["a"]
+    with pytest.raises(LeaseLostError):
+        claim(stalled, 1)
+    with pytest.raises(LeaseLostError):
+        stalled.renew_lease()
+    stalled.ack(1)
+    stalled.flush()
+    assert server.hlen(names.claims_key(QUEUE, "other")) == 1
+
+
+def test_a_message_that_reached_the_inbox_of_a_dead_worker_comes_back_and_the_worker_is_buried(
+    claims_of: MakeClaims, server: redis.Redis
+) -> None:
+    """A BLMOVE of a stopped process may still be served after its worker was condemned."""
+    dead = claims_of("dead", lease=0.05)
+    wait_until(lambda: reap(server) == [] and _score(server, "dead") < 0, timeout=5, description="doom")
+    publish(server, "a")
+    dead.arrived(server.execute_command(*dead.wait_command(1)))  # type: ignore[no-untyped-call]
+    assert queued(server) == []
+    wait_until(
+        lambda: reap(server) == [] and not server.zcard(names.workers_key()),
+        timeout=10,
+        description="the burial",
+    )
+    assert queued(server) == ["a"]
+
+
+def test_a_worker_that_leaves_keeps_nothing(claims_of: MakeClaims, server: redis.Redis) -> None:
+    claims = claims_of()
+    claims.leave()
+    with pytest.raises(LeaseLostError):
+        claims.renew_lease()
+
+
+def test_a_message_that_is_no_json_goes_back_as_it_is(claims_of: MakeClaims, server: redis.Redis) -> None:
+    server.lpush(QUEUE, b"\xff not json")
+    dead = claims_of("dead", lease=0.05)
+    server.script_load(script("claim").text)
+    dead.claimed(server.execute_command(*dead.claim_command(1)))  # type: ignore[no-untyped-call]
+    wait_until(lambda: reap(server), timeout=5, description="the lease to be over")
+    assert server.lrange(QUEUE, 0, -1) == [b"\xff not json"]
+
+
+def _score(client: redis.Redis, worker: str) -> float:
+    return client.zscore(names.workers_key(), names.worker_member(QUEUE, worker)) or 0.0  # type: ignore[return-value]

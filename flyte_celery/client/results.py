@@ -96,7 +96,7 @@ class ResultWaiter:
 
     def _serve(self, loop: asyncio.AbstractEventLoop, connparams: dict[str, Any], ready: threading.Event) -> None:
         asyncio.set_event_loop(loop)
-        self._client = _async_client(connparams)
+        self._client = async_client(connparams)
         self._pubsub = self._client.pubsub()
         self._futures: dict[str, list[asyncio.Future[Meta]]] = {}
         self._subscribed = asyncio.Event()
@@ -206,7 +206,7 @@ def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _async_client(connparams: dict[str, Any]) -> redis.asyncio.Redis:
+def async_client(connparams: dict[str, Any]) -> redis.asyncio.Redis:
     """An asyncio client with the connection parameters of Celery's backend."""
     params = {name: value for name, value in connparams.items() if name not in ("max_connections", "connection_class")}
     params.pop("retry_on_timeout", None)

@@ -6,14 +6,12 @@ fresh process needs is the module and attribute that the app lives at, as in `ce
 
 from __future__ import annotations
 
-import importlib
 import os
-import runpy
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -71,39 +69,3 @@ def _homes(app: Celery) -> Iterator[tuple[str, ModuleType, str]]:
         for attribute, value in list(vars(module).items()):
             if value is app:
                 yield name, module, attribute
-
-
-def load(reference: ApplicationReference) -> Celery:
-    """Import the app and all modules with its tasks, in a fresh interpreter."""
-    os.chdir(reference.cwd)
-    sys.path[:] = reference.path
-    app = _import(reference)
-    app.loader.init_worker()  # imports `include`, `imports` and autodiscovered modules, as every worker does
-    for name in reference.includes:
-        app.loader.import_task_module(name)
-    _install_django(app)
-    app.finalize()
-    return app
-
-
-def _import(reference: ApplicationReference) -> Any:
-    if reference.module is not None:
-        return getattr(importlib.import_module(reference.module), reference.attribute)
-    # As multiprocessing's spawn does: the script runs under another name than `__main__`, so that its
-    # `if __name__ == "__main__"` part does not.
-    assert reference.script is not None
-    module = ModuleType("__mp_main__")
-    module.__file__ = reference.script
-    sys.modules["__mp_main__"] = sys.modules["__main__"] = module
-    module.__dict__.update(runpy.run_path(reference.script, run_name="__mp_main__"))
-    return getattr(module, reference.attribute)
-
-
-def _install_django(app: Any) -> None:
-    # Celery installs its per-task Django hooks (closing stale connections) from the `worker_init` signal of the
-    # main process, for children to inherit by fork. Ours are not forks of that process.
-    if os.environ.get("DJANGO_SETTINGS_MODULE") and "django" in sys.modules:
-        from celery.fixups.django import DjangoWorkerFixup
-
-        # The signals hold the fixup's methods weakly, so somebody has to hold the fixup.
-        app.flyte_celery_django = DjangoWorkerFixup(app).install()

@@ -152,6 +152,19 @@ def wait(coroutine: Coroutine[Any, Any, T]) -> T:
         tracer.body = None
 
 
+def driven() -> bool:
+    """Whether the caller is a tracer that the event loop drives, so that it may hand over coroutines."""
+    return isinstance(getcurrent(), _Tracer)
+
+
+def hand_over(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine of our own, not a task's, on the event loop from a `driven` tracer."""
+    parent = getcurrent().parent
+    assert parent is not None
+    value: T = parent.switch(coroutine)
+    return value
+
+
 def task_factory(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
     """Make asyncio tasks that a body starts (`gather`, `create_task`) carry the body's Celery task along."""
     carried = _carried.get()

@@ -28,8 +28,8 @@ from .. import context
 from ..environment import Hook, TaskEnvironment, environments
 from ..supervisor.wire import Line
 from . import bridge, wire
-from .application import load
 from .execute import LoopJob, MainThread, SyncJob, install_soft_timeout_signal
+from .loading import load
 from .outbox import Outbox
 from .plan import ReplicaPlan
 

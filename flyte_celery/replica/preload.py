@@ -25,7 +25,7 @@ from typing import Any
 from ..supervisor.processes import Ended, Forked, Preloaded, PreloadFailed, Start
 from ..supervisor.wire import READ_SIZE, Decoder, encode
 from . import main as replica_main
-from .application import load
+from .loading import load
 from .plan import ReplicaPlan
 
 #: Most descriptors taken from one read; each travels with one short command.

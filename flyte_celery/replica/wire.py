@@ -34,3 +34,6 @@ OK: Final = 0
 RAISED: Final = 1
 #: Outcome `(CANCELLED,)`: the task was cancelled on the worker's request.
 CANCELLED: Final = 2
+
+#: Field of a task's request: its worker's member among the leases, or "" where results cannot be fenced.
+LEASE_FIELD: Final = "flyte_celery_lease"

@@ -61,12 +61,13 @@ class Job:
             self.on_error(ExceptionInfo())
 
 
-def frame(number: int, args: tuple[Any, ...]) -> bytes:
+def frame(number: int, args: tuple[Any, ...], lease: str) -> bytes:
     """Encode the tracer's arguments for a replica.
 
     The request carries the decoded arguments besides the body that they were decoded from; the replica decodes the
-    body itself, so they are left out.
+    body itself, so they are left out. `lease` fences the result, see `replica.backend`.
     """
     name, task_id, request, body, content_type, content_encoding = args
     slim = {key: value for key, value in request.items() if key not in ("args", "kwargs")}
+    slim[wire.LEASE_FIELD] = lease
     return encode((wire.RUN, number, name, task_id, slim, body, content_type, content_encoding))

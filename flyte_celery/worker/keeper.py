@@ -13,6 +13,7 @@ from kombu.asynchronous import get_event_loop
 
 from ..fleet.claims import Claim, Claims, LeaseLostError
 from ..fleet.reaper import reap
+from ..names import worker_member
 
 logger = get_logger("flyte_celery.worker")
 
@@ -38,6 +39,20 @@ class Keeper:
     def _new_name(self) -> str:
         # Node names are given again after a restart; claims of an earlier life must not look like this one's.
         return f"{self._hostname}:{uuid.uuid4().hex[:12]}"
+
+    @property
+    def member(self) -> str:
+        """This worker among the leases."""
+        return worker_member(self.claims.queue, self.claims.worker)
+
+    def shares_server_with(self, backend: Any) -> bool:
+        """Whether a result backend keeps its results in the database that has the leases."""
+        ours = self._client.connection_pool.connection_kwargs
+        theirs = getattr(backend, "connparams", None) or {}
+        return bool(theirs) and all(
+            ours.get(name, default) == theirs.get(name, default)
+            for name, default in (("host", None), ("port", 6379), ("path", None), ("db", 0))
+        )
 
     def begin(self) -> None:
         """Take the lease."""

@@ -103,7 +103,7 @@ class ReplicaPool(BasePool):
             number=number,
             task_name=args[0],
             task_id=correlation_id,
-            frame=frame(number, args),
+            frame=frame(number, args, self._lease()),
             on_accepted=accept_callback,
             on_done=callback,
             on_error=error_callback,
@@ -122,6 +122,10 @@ class ReplicaPool(BasePool):
         self.waiting.append(job)
         self.dispatch()
         return job
+
+    def _lease(self) -> str:
+        keeper = self.serving.keeper
+        return keeper.member if keeper is not None and self.serving.fenced else ""
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:
         """Nothing: a replica runs many tasks, so none is ended by its process id.

@@ -199,6 +199,7 @@ def _serving(worker: Any, environment: TaskEnvironment, keeper: Keeper | None) -
             startup_timeout=settings.startup_timeout,
         ),
         keeper=keeper,
+        fenced=keeper is not None and keeper.shares_server_with(worker.app.backend),
         environ={name: str(value) for name, value in (environment.env_vars or {}).items()},
     )
 

@@ -27,6 +27,8 @@ class Serving:
     plan: ReplicaPlan
     #: The keeper of its claims; None where the broker is no Redis that claims can live on.
     keeper: Keeper | None = None
+    #: Whether results are kept where the leases are, so that a worker that lost its lease cannot store any.
+    fenced: bool = False
     #: Variables set for replicas before user modules are imported.
     environ: dict[str, str] = field(default_factory=dict)
 

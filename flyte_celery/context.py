@@ -293,7 +293,8 @@ def in_event_loop() -> bool:
     return True
 
 
-def _run_coroutine_here(coroutine: Coroutine[Any, Any, T]) -> T:
+def run_coroutine_here(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in an event loop of its own, on a new thread when this thread's loop is running."""
     import asyncio
 
     if not in_event_loop():
@@ -316,13 +317,13 @@ def _run_coroutine_here(coroutine: Coroutine[Any, Any, T]) -> T:
     return outcome[0]
 
 
-_coroutine_runner: Callable[[Coroutine[Any, Any, Any]], Any] = _run_coroutine_here
+_coroutine_runner: Callable[[Coroutine[Any, Any, Any]], Any] = run_coroutine_here
 
 
 def set_coroutine_runner(runner: Callable[[Coroutine[Any, Any, Any]], Any] | None) -> None:
     """Replace what `run_coroutine` does in this process; None restores the default. A replica installs its bridge."""
     global _coroutine_runner
-    _coroutine_runner = runner or _run_coroutine_here
+    _coroutine_runner = runner or run_coroutine_here
 
 
 def run_coroutine(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -83,12 +83,12 @@ def up_command(
     times = {"--idle-ttl": idle_ttl, "--scaledown-ttl": scaledown_ttl, "--grace": grace}
     options = {option: f"{seconds:g}" for option, seconds in times.items() if seconds is not None}
     try:
+        dispatcher = dispatcher_of(app)
         refuse_conflicts()
         reference = find(app)
         workers = worker_commands(app, reference, {"--loglevel": loglevel, **options})
         port = None if no_flower else _flower_port(flower_port)
         settings = Settings.from_environ(os.environ)
-        dispatcher = dispatcher_of(app)
         others_possible = dispatcher.has_broker
         dispatcher.ensure_broker()
         check_broker(app)

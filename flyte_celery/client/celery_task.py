@@ -6,19 +6,24 @@ task classes (Django's, yours) keep working.
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from celery._state import _task_stack
 from celery.app.autoretry import add_autoretry_behaviour
+from celery.app.task import Context
 from celery.exceptions import Ignore, Reject, Retry
 
 from .. import context
 from ..errors import NonRecoverableError, RuntimeUserError
-from .results import EnvironmentResult
+from .results import EagerEnvironmentResult, EnvironmentResult
 
 if TYPE_CHECKING:
     from celery import Celery, Task
+    from celery.result import EagerResult
     from kombu.entity import Queue
 
     from ..task import TaskTemplate
@@ -37,10 +42,13 @@ class EnvironmentTask:
     reject_on_worker_lost = True
     # The template's typed signature checks arguments, and better than by number.
     typing = False
+    #: How a worker takes its messages; named, so that only workers load it.
+    Strategy = "flyte_celery.worker.strategy:checked"
 
     if TYPE_CHECKING:
         name: str
         request: Any
+        request_stack: Any
         max_retries: int | None
 
         def retry(self, **options: Any) -> Exception: ...
@@ -60,6 +68,16 @@ class EnvironmentTask:
             options["headers"] = {**inherited, **(options.get("headers") or {})}
         return super().apply_async(args, kwargs, **options)  # type: ignore[misc]
 
+    def apply(self, args: Any = None, kwargs: Any = None, **options: Any) -> EagerResult:
+        """Run the task here, by Celery's tracer, with arguments and a result as in a message.
+
+        Raises:
+            TypeError: As `apply_async`.
+        """
+        args, kwargs = self.template.dump_call(tuple(args or ()), dict(kwargs or {}))
+        options["headers"] = {**context.outgoing_headers(), **(options.get("headers") or {})}
+        return EagerEnvironmentResult.of(super().apply(args, kwargs, **options), self.template)  # type: ignore[misc]
+
     def AsyncResult(self, task_id: str, **options: Any) -> EnvironmentResult:  # Celery's name
         """The result of a call by its id, with the task's return type."""
         app = self._get_app()
@@ -73,9 +91,9 @@ class EnvironmentTask:
         Returns:
             The JSON-native result.
         """
-        template = self.template
         if self.request.called_directly:
-            return template.func(*args, **kwargs)
+            return self._run_directly(args, kwargs)
+        template = self.template
         args, kwargs = template.load_call(args, kwargs)
         if template.bind:
             args = (self, *args)
@@ -83,6 +101,8 @@ class EnvironmentTask:
             try:
                 value = template.func(*args, **kwargs)
                 if template.is_async:
+                    if self.request.is_eager:
+                        value = _with_request(self, self.request_stack.top, value)
                     value = context.run_coroutine(value)
             except (Retry, Ignore, Reject, NonRecoverableError):
                 raise
@@ -92,10 +112,32 @@ class EnvironmentTask:
                     type(exc).__name__,
                     f"The task {self.name} called sys.exit({exc}); raise an exception, or return, instead.",
                 ) from exc
+            except CancelledError as exc:
+                # One that the worker ends never gets here.
+                raise RuntimeUserError(
+                    "CancelledError",
+                    f"The task {self.name} was cancelled by its own code; catch what it awaited, or return, instead.",
+                ) from exc
             except Exception as exc:
                 self._retry_by_strategy(exc)
                 raise
             return template.dump_result(value)
+
+    def _run_directly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the function for one who calls the Celery task like a function.
+
+        Celery itself does so where no message is sent: for errbacks that take the error, and for each item of `map`,
+        `starmap` and `chunks`. It awaits nothing, and those items are JSON-native as in messages.
+        """
+        template = self.template
+        outer = _task_stack.stack[-2:-1]
+        is_item = bool(outer) and outer[0].name.startswith("celery.")
+        if is_item:
+            args, kwargs = template.load_call(args, kwargs)
+        value = template.forward(*args, **kwargs)
+        if template.is_async and (is_item or _is_errback(args)):
+            value = context.run_coroutine(value)
+        return template.dump_result(value) if is_item else value
 
     def _retry_by_strategy(self, exc: Exception) -> None:
         """Retry a user's failure as the task's `RetryStrategy` says; raises Celery's `Retry` when it does."""
@@ -105,6 +147,22 @@ class EnvironmentTask:
             return
         delay = strategy.backoff.compute_delay(done).total_seconds() if strategy.backoff else 0.0
         raise self.retry(exc=exc, countdown=delay, max_retries=strategy.count)
+
+
+async def _with_request(task: Any, request: Any, body: Any) -> Any:
+    """Await a body that may have a thread of its own, where Celery's stacks are empty: a replica's bridge does better."""
+    _task_stack.push(task)
+    task.request_stack.push(request)
+    try:
+        return await body
+    finally:
+        task.request_stack.pop()
+        _task_stack.pop()
+
+
+def _is_errback(args: tuple[Any, ...]) -> bool:
+    """Whether Celery calls the task as an errback that takes the error: where a task failed, and without awaiting it."""
+    return len(args) >= 3 and isinstance(args[0], Context) and isinstance(args[1], BaseException)
 
 
 @contextmanager
@@ -139,6 +197,8 @@ def make_task(app: Celery, template: TaskTemplate[Any, Any], queue: Queue, befor
         "__module__": template.func.__module__,
         "__doc__": template.func.__doc__,
         "__wrapped__": template.func,
+        # Celery counts the parameters of an errback by it, and knows by its type whether the first one is the task.
+        "__header__": staticmethod(partial(template.func, None) if template.bind else template.func),
     }
     cls = type(template.func.__name__, (EnvironmentTask, app.Task), attributes)
     app.tasks.pop(template.name, None)

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from celery import states
 from celery.exceptions import TaskRevokedError, TimeLimitExceeded, WorkerLostError
+from celery.utils.serialization import UnpickleableExceptionWrapper
 
 from .. import context, embedded, errors
 from ..environment import environments
 from ..registry import check_conflicts
 from . import local
 from .celery_task import make_task
-from .results import Meta, waiter_of
+from .results import Meta, outcome_of
 from .routing import environment_queue
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class CeleryDispatcher:
         if _is_local():
             return local.call(task, args, kwargs)
         result = self.apply_async(task, args, kwargs, {})
-        meta = waiter_of(result.backend).wait(result.id).result()
+        meta = outcome_of(result).result()
         return value_of(task, meta)
 
     async def call_async(self, task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -109,7 +110,7 @@ class CeleryDispatcher:
     async def outcome(self, task: AnyTask, result: Any) -> Any:
         """Wait for a submitted call on the event loop; cancelling the wait revokes it."""
         try:
-            meta = await asyncio.wrap_future(waiter_of(result.backend).wait(result.id))
+            meta = await asyncio.wrap_future(outcome_of(result))
         except asyncio.CancelledError:
             revoke = functools.partial(self.app.control.revoke, result.id, terminate=True)
             asyncio.get_running_loop().run_in_executor(None, revoke)
@@ -138,6 +139,8 @@ def failure(meta: Meta) -> errors.BaseRuntimeError:
     kind = getattr(original, "kind", "user")
     message = getattr(original, "root_cause_message", None) or str(original)
     match original:
+        case UnpickleableExceptionWrapper():  # stands for a user's exception that does not survive a pickle
+            code = original.exc_cls_name
         case WorkerLostError():
             kind, code = "system", "WorkerLost"
         case TaskRevokedError():

@@ -14,7 +14,7 @@ from .. import context, errors
 from ..task import TaskTemplate
 from . import local
 from .dispatch import CeleryDispatcher, value_of
-from .results import waiter_of
+from .results import outcome_of
 from .run import active_dispatcher
 
 #: Calls in flight when `concurrency` is 0, and results that may wait for an earlier one: memory is bounded by this,
@@ -189,7 +189,7 @@ class _Flight:
                 return
             args, kwargs = call
             result = self._dispatcher.apply_async(self._task, args, kwargs, {})
-            future = waiter_of(result.backend).wait(result.id)
+            future = outcome_of(result)
             self._open += 1
             self.waiting.append((result.id, future))
             future.add_done_callback(self._landed)

@@ -18,7 +18,7 @@ from typing import Any
 import redis
 import redis.asyncio
 from celery import states
-from celery.result import AsyncResult
+from celery.result import AsyncResult, EagerResult
 from celery.utils.log import get_logger
 
 from ..task import TaskTemplate
@@ -61,6 +61,29 @@ class EnvironmentResult(AsyncResult):
         """Raise what the task raised."""
         if meta["status"] in states.PROPAGATE_STATES:
             raise meta["result"]
+
+
+class EagerEnvironmentResult(EagerResult):  # type: ignore[misc]
+    """The result of a call that ran at once (`apply`, `task_always_eager`), with the same face as any other."""
+
+    template: TaskTemplate[Any, Any]
+
+    @classmethod
+    def of(cls, result: EagerResult, template: TaskTemplate[Any, Any]) -> EagerEnvironmentResult:
+        """Give Celery's eager result the face of an environment's."""
+        typed = cls(*result.__reduce_args__())
+        typed.template = template
+        return typed
+
+    def get(self, *args: Any, **kwargs: Any) -> Any:
+        """The value with its type; raises what the task raised."""
+        value = super().get(*args, **kwargs)
+        return self.template.load_result(value) if self.successful() else value
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        """The same for code that awaits its results: nothing is waited for."""
+        yield from ()
+        return self.get(disable_sync_subtasks=False)
 
 
 class ResultWaiter:
@@ -187,6 +210,15 @@ class ResultWaiter:
 
     def _key(self, task_id: str) -> str:
         return _text(self._backend.get_key_for_task(task_id))
+
+
+def outcome_of(result: Any) -> concurrent.futures.Future[Meta]:
+    """A future of how a submitted call ends, as Celery's backend describes it; cancelling it forgets the wait."""
+    if not isinstance(result, EagerResult):
+        return waiter_of(result.backend).wait(str(result.id))
+    future: concurrent.futures.Future[Meta] = concurrent.futures.Future()
+    future.set_result({"status": result.state, "result": result.result, "traceback": result.traceback})
+    return future
 
 
 def waiter_of(backend: Any) -> ResultWaiter:

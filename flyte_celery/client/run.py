@@ -17,7 +17,7 @@ from .. import context, errors
 from ..task import TaskTemplate, current_dispatcher
 from . import local
 from .dispatch import CeleryDispatcher, failure, value_of
-from .results import Meta, waiter_of
+from .results import Meta, outcome_of
 
 logger = logging.getLogger("flyte_celery")
 
@@ -104,7 +104,7 @@ class Run:
         self._task = task
         #: Celery's `AsyncResult`.
         self.result = result
-        self._future = waiter_of(result.backend).wait(result.id)
+        self._future = outcome_of(result)
 
     @property
     def id(self) -> str:

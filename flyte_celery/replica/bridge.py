@@ -14,12 +14,16 @@ submits are right under any concurrency.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextvars
+import functools
 from collections.abc import Callable, Coroutine, Generator
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from celery._state import _task_stack
 from greenlet import getcurrent, greenlet
+
+from .. import context
 
 T = TypeVar("T")
 
@@ -35,6 +39,13 @@ class _Tracer(greenlet):
         self.gr_context = driver.gr_context
         #: The coroutine of the body while it is awaited.
         self.body: Carried | None = None
+
+
+class Abandoned(BaseException):
+    """Thrown into the tracer of a task that was ended from outside: whatever its body does then counts no more.
+
+    Its outcome is recorded already, so the tracer must neither store a result nor retry nor call anything back.
+    """
 
 
 class Carried(Coroutine[Any, Any, Any]):
@@ -57,6 +68,8 @@ class Carried(Coroutine[Any, Any, Any]):
         """Raise in the coroutine."""
         if self.instead_of_cancel is not None and isinstance(exc, asyncio.CancelledError):
             exc, self.instead_of_cancel = self.instead_of_cancel, None
+            if (task := asyncio.current_task()) is not None:
+                task.uncancel()  # the body goes on, and its timeouts and task groups look at this count
         return self._step(self._coroutine.throw, exc, *rest)
 
     def close(self) -> None:
@@ -64,13 +77,7 @@ class Carried(Coroutine[Any, Any, Any]):
         self._step(self._coroutine.close)
 
     def _step(self, step: Callable[..., Any], *args: Any) -> Any:
-        _task_stack.push(self._task)
-        self._task.request_stack.push(self._request)
-        try:
-            return step(*args)
-        finally:
-            self._task.request_stack.pop()
-            _task_stack.pop()
+        return _with_stacks(self._task, self._request, step, *args)
 
     def __await__(self) -> Generator[Any, Any, Any]:
         return self
@@ -109,6 +116,8 @@ class Call:
         self._function = function
         self._args = args
         self._greenlet: _Tracer | None = None
+        #: Whether the call was ended from outside; its body is cancelled besides.
+        self.abandoned = False
 
     async def run(self) -> Any:
         """Drive the function to its end, awaiting on the loop what it hands over with `wait`."""
@@ -117,8 +126,13 @@ class Call:
         while not tracer.dead:
             try:
                 value = await handed
+                if self.abandoned:
+                    raise Abandoned
             except BaseException as exc:
-                handed = tracer.throw(exc)
+                if self.abandoned:
+                    exc = Abandoned()
+                # With its traceback, which greenlets drop otherwise: it tells where the body failed.
+                handed = tracer.throw(type(exc), exc, exc.__traceback__)
             else:
                 handed = tracer.switch(value)
         return handed
@@ -132,13 +146,13 @@ class Call:
 def wait(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a task's coroutine on the event loop and return its value; called by the tracer's greenlet.
 
-    Raises:
-        RuntimeError: Called outside a tracer that is driven by the event loop.
+    A sync task's thread may call it too, as for an async errback, and is blocked meanwhile.
     """
     tracer = getcurrent()
     if not isinstance(tracer, _Tracer) or tracer.parent is None:
-        coroutine.close()
-        raise RuntimeError("An async body can only be awaited by a replica that runs its task on the event loop.")
+        if Loop.running is not None and not context.in_event_loop():
+            return asyncio.run_coroutine_threadsafe(coroutine, Loop.running).result()
+        return context.run_coroutine_here(coroutine)
     task = _task_stack.top
     request = task.request_stack.top if task is not None else None
     if task is None:
@@ -152,6 +166,7 @@ def wait(coroutine: Coroutine[Any, Any, T]) -> T:
         tracer.body = None
 
 
+<<<<<<< HEAD
 def driven() -> bool:
     """Whether the caller is a tracer that the event loop drives, so that it may hand over coroutines."""
     return isinstance(getcurrent(), _Tracer)
@@ -163,6 +178,43 @@ def hand_over(coroutine: Coroutine[Any, Any, T]) -> T:
     assert parent is not None
     value: T = parent.switch(coroutine)
     return value
+=======
+def _with_stacks(task: Any, request: Any, function: Callable[..., T], *args: Any) -> T:
+    _task_stack.push(task)
+    task.request_stack.push(request)
+    try:
+        return function(*args)
+    finally:
+        task.request_stack.pop()
+        _task_stack.pop()
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """The event loop of a replica: asyncio tasks and threads that a body starts carry its Celery task along."""
+
+    #: The loop of this process, while it runs.
+    running: ClassVar[Loop | None] = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_task_factory(task_factory)
+
+    def run_forever(self) -> None:
+        """Run until stopped."""
+        Loop.running = self
+        try:
+            super().run_forever()
+        finally:
+            Loop.running = None
+
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
+        """Run a function in a thread, as `asyncio.to_thread` does, or in another executor."""
+        carried = _carried.get()
+        # Celery's stacks mean nothing in another process, and do not travel there.
+        if carried is not None and not isinstance(executor, concurrent.futures.ProcessPoolExecutor):
+            func = functools.partial(_with_stacks, *carried, func)
+        return super().run_in_executor(executor, func, *args)
+>>>>>>> main
 
 
 def task_factory(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:

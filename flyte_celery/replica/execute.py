@@ -127,6 +127,8 @@ class LoopJob:
         """End the task alone, by cancelling its coroutine; for a soft limit by raising that in it."""
         if soft is not None:
             self._call.replace_cancel(SoftTimeLimitExceeded(soft))
+        else:
+            self._call.abandoned = True
         if self._task is not None:
             self._task.cancel()
 

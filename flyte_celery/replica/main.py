@@ -77,14 +77,8 @@ def leave(code: int) -> NoReturn:
 
 
 def _run(replica: Replica) -> int:
-    with asyncio.Runner(loop_factory=_new_loop) as runner:
+    with asyncio.Runner(loop_factory=bridge.Loop) as runner:
         return runner.run(replica.serve())
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    loop = asyncio.new_event_loop()
-    loop.set_task_factory(bridge.task_factory)
-    return loop
 
 
 def _die_with_parent() -> None:
@@ -106,9 +100,13 @@ def _initialise(plan: ReplicaPlan, app: Any) -> None:
     setup_worker_optimizations(app, plan.hostname)
     context.set_coroutine_runner(bridge.wait)
     for task in environments()[plan.environment].tasks.values():
-        celery_task = app.tasks[task.name]
-        celery_task.__trace__ = build_tracer(task.name, celery_task, app.loader, plan.hostname, app=app)
+        _build_tracer(plan, app, task.name)
     signals.worker_process_init.send(sender=plan.hostname)
+
+
+def _build_tracer(plan: ReplicaPlan, app: Any, name: str) -> None:
+    task = app.tasks[name]
+    task.__trace__ = build_tracer(name, task, app.loader, plan.hostname, app=app)
 
 
 class Replica:
@@ -193,6 +191,8 @@ class Replica:
             self._running.add(running)
             running.add_done_callback(self._running.discard)
             return
+        if self.app.tasks[args[0]].__trace__ is None:  # not of this environment: Celery's own, or routed here
+            _build_tracer(self.plan, self.app, args[0])
         job = self.jobs[number] = SyncJob(number, args, self._tell)
         if self.main_thread is not None:
             self.main_thread.submit(job.run)

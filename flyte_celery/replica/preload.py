@@ -82,7 +82,10 @@ class Launcher:
 
     def _read(self) -> list[Any]:
         while True:
-            data, fds, _, _ = socket.recv_fds(self.sock, READ_SIZE, _MAX_FDS)
+            try:
+                data, fds, _, _ = socket.recv_fds(self.sock, READ_SIZE, _MAX_FDS)
+            except ConnectionError:  # the worker was killed before it had read what was written to it
+                raise EOFError from None
             self.fds.extend(fds)
             if not data:
                 raise EOFError

@@ -303,9 +303,9 @@ class Starts:
             began: When it was asked for. Replicas that were on their way already when another one failed are the
                 same attempt: a burst that starts eight of them is not eight failures in a row.
         """
-        self.error = error
         if began <= self.failed_at:
             return
         self.failed_at = now
+        self.error = error
         self.failures += 1
         self.not_before = now + min(self.cap, self.base * 2 ** (self.failures - 1))

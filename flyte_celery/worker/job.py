@@ -7,9 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
+from celery.utils.log import get_logger
+from celery.worker import state as worker_state
 
 from ..replica import wire
 from ..supervisor.wire import encode
+
+logger = get_logger("flyte_celery.worker")
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -46,6 +50,16 @@ class Job:
         if self.accepted_at is not None:
             self.terminator(self)
 
+    def withdrawn(self) -> bool:
+        """Whether it was revoked, or has expired, while it waited; Celery has recorded that then."""
+        # Celery looks before it hands a task to its pool, for its own pools start it at once.
+        request = worker_state.requests.get(self.task_id)
+        try:
+            return request is not None and bool(request.revoked())
+        except Exception:
+            logger.exception("%s[%s] cannot be recorded as revoked, so it runs", self.task_name, self.task_id)
+            return False
+
     def stop_timers(self) -> None:
         """Its time limits no longer matter."""
         for timer in self.timers:
@@ -61,7 +75,26 @@ class Job:
             self.on_error(ExceptionInfo())
 
 
+<<<<<<< HEAD
 def frame(number: int, args: tuple[Any, ...], lease: str) -> bytes:
+=======
+def guarded(callback: Callable[..., Any]) -> Callable[..., None]:
+    """Celery's callback of one task, which may fail without ending the worker, as in Celery's own pool.
+
+    Callbacks run user code (errbacks, `on_failure`, signals) and publish messages.
+    """
+
+    def call(*args: Any) -> None:
+        try:
+            callback(*args)
+        except Exception:
+            logger.exception("A callback of a task failed: %r", callback)
+
+    return call
+
+
+def frame(number: int, args: tuple[Any, ...]) -> bytes:
+>>>>>>> main
     """Encode the tracer's arguments for a replica.
 
     The request carries the decoded arguments besides the body that they were decoded from; the replica decodes the

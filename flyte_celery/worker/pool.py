@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -25,14 +27,18 @@ from ..autoscaler.decide import Observed, ReplicaState, ReplicaView
 from ..errors import RuntimeSystemError
 from ..replica import wire
 from ..supervisor.lifecycle import Drain, Load, Revive, Starts, State, StopReason, Tick
-from .job import Job, frame
+from .job import Job, frame, guarded
 from .replicas import Replica, Replicas
 from .serving import Serving
+from .wakeup import SignalWakeup
 
 logger = get_logger("flyte_celery.worker")
 
 #: Seconds that a cancelled coroutine has to end before its replica is killed for it.
 CANCEL_PATIENCE = 10.0
+
+#: Seconds beyond its grace period in which a worker lets cancelled coroutines and shutdown hooks end.
+LAST_MOMENTS = 1.0
 
 _VIEWED = {
     State.STARTING: ReplicaState.STARTING,
@@ -63,6 +69,8 @@ class ReplicaPool(BasePool):
         self.on_change: Callable[[], None] = lambda: None
         self._async_names = {task.name for task in self.serving.environment.tasks.values() if task.is_async}
         self._stopping = False
+        self._hurry = False
+        self._wakeup = SignalWakeup()
         #: Running average of task durations in seconds, None before the first.
         self.mean_duration: float | None = None
 
@@ -75,6 +83,7 @@ class ReplicaPool(BasePool):
     def register_with_event_loop(self, loop: Any) -> None:
         """Watch every socket; Celery calls this again whenever it has replaced its connection and its poller."""
         self.replicas.watch(loop)
+        self._wakeup.watch(loop)
         if (keeper := self.serving.keeper) is not None:
             # Celery has forgotten what it had scheduled or limited before it lost its connection; what is here stays.
             mine = {job.claim for job in self.jobs.values()}
@@ -104,10 +113,10 @@ class ReplicaPool(BasePool):
             task_name=args[0],
             task_id=correlation_id,
             frame=frame(number, args, self._lease()),
-            on_accepted=accept_callback,
-            on_done=callback,
-            on_error=error_callback,
-            on_timeout=timeout_callback,
+            on_accepted=guarded(accept_callback),
+            on_done=guarded(callback),
+            on_error=guarded(error_callback),
+            on_timeout=guarded(timeout_callback),
             soft_limit=soft_timeout,
             hard_limit=timeout,
             on_loop=args[0] in self._async_names,
@@ -143,26 +152,47 @@ class ReplicaPool(BasePool):
     def on_stop(self) -> None:
         """Let running tasks finish for the grace period, then hand back what is left and end every replica."""
         self.on_close()
-        hub = get_event_loop()
+        self._take_second_sigterm()
+        hub = self.replicas.hub
+        if hub is not None:  # an error that ends the worker has emptied its event loop by now
+            self.replicas.watch(hub)
+            self._wakeup.watch(hub)
+        self.replicas.drain_all()
         deadline = time.monotonic() + self.serving.grace
         if self.jobs:
             logger.info("%s: waiting up to %g s for %s", self.serving.name, self.serving.grace, self._running_words())
-        while hub is not None and self.jobs and time.monotonic() < deadline and not worker_state.should_terminate:
+        while hub is not None and self.jobs and time.monotonic() < deadline and not self._hurried():
             hub.call_later(min(0.5, max(0.0, deadline - time.monotonic())), lambda: None)
             hub.run_once()
-        self._end()
+        self._end(time.monotonic() if self._hurried() else deadline)
         if hub is not None:
             hub.run_once()  # the acknowledgements of what was just handed back
+
+    def _take_second_sigterm(self) -> None:
+        """Let another SIGTERM end the wait for running tasks; to Celery it would say again what the first one did."""
+
+        def hurry(*_: Any) -> None:
+            self._hurry = True
+
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, hurry)
+
+    def _hurried(self) -> bool:
+        return self._hurry or bool(worker_state.should_terminate)
 
     def on_terminate(self) -> None:
         """The worker stops at once."""
         self.on_close()
-        self._end()
+        self.replicas.drain_all()
+        self._end(time.monotonic())
 
-    def _end(self) -> None:
+    def _end(self, deadline: float) -> None:
         for job in list(self.jobs.values()):
             self._hand_back(job)
-        self.replicas.close()
+            if job.on_loop and (replica := self._owner(job)) is not None:
+                replica.line.send((wire.CANCEL, job.number, None))
+                self.replicas.flush(replica)
+        self.replicas.close(deadline + LAST_MOMENTS)
         if self.serving.keeper is not None:
             self.serving.keeper.release()
 
@@ -192,6 +222,9 @@ class ReplicaPool(BasePool):
         """Give waiting tasks to replicas with free slots, then tell the autoscaler."""
         while self.waiting and (replica := self.replicas.with_free_slot()) is not None:
             job = self.waiting.popleft()
+            if job.withdrawn():
+                del self.jobs[job.number]
+                continue
             job.replica = replica.number
             replica.jobs[job.number] = job
             self.replicas.step(replica, Load(len(replica.jobs)))
@@ -257,6 +290,9 @@ class ReplicaPool(BasePool):
             job.stop_timers()
             if not job.terminated:
                 job.fail(WorkerLostError(f"{cause} while it ran {job.task_name}[{job.task_id}]"))
+        if self._stopping:
+            for job in unstarted:
+                self._hand_back(job)
 
     def starts_changed(self) -> None:
         """A replica became ready or failed to: the environment may be failed now."""

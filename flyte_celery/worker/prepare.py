@@ -171,8 +171,8 @@ def _serving(worker: Any, environment: TaskEnvironment, keeper: Keeper | None) -
             low,
             high,
             policy.concurrency,
-            scaledown_ttl=_seconds(options.get("scaledown_ttl"), policy.scaledown_ttl),
-            idle_ttl=_seconds(options.get("idle_ttl"), policy.idle_ttl),
+            scaledown_ttl=_seconds(options.get("scaledown_ttl"), settings.scaledown_ttl, policy.scaledown_ttl),
+            idle_ttl=_seconds(options.get("idle_ttl"), settings.idle_ttl, policy.idle_ttl),
         )
         max_tasks = worker.max_tasks_per_child or None
     grace = options.get("grace")
@@ -211,6 +211,6 @@ def _startup_patience(environment: TaskEnvironment, default: float) -> float:
     return math.fsum(default if timeout is None else timeout.total_seconds() for timeout in hooks) + 5.0
 
 
-def _seconds(override: float | None, policy: float | timedelta) -> float:
-    value = policy if override is None else override
+def _seconds(option: float | None, setting: float | None, policy: float | timedelta) -> float:
+    value = next(value for value in (option, setting, policy) if value is not None)
     return value.total_seconds() if isinstance(value, timedelta) else float(value)

@@ -84,7 +84,8 @@ class Replicas:
         self._numbers = itertools.count(1)
         self._replicas: dict[int, Replica] = {}
         self._launcher: Launcher | None = None
-        self._hub: Any = None
+        #: The worker's event loop, None before it runs.
+        self.hub: Any = None
         #: Seconds from asking for a replica to its readiness, the last ones; for status and figures.
         self.start_seconds: list[float] = []
 
@@ -133,8 +134,8 @@ class Replicas:
         import os
 
         self._launcher = Launcher(self._serving.plan, {**os.environ, **self._serving.environ})
-        if self._hub is not None:
-            self._hub.add_reader(self._launcher.line.fileno(), self._on_launcher)
+        if self.hub is not None:
+            self.hub.add_reader(self._launcher.line.fileno(), self._on_launcher)
 
     def start(self) -> None:
         """Ask for one more replica."""
@@ -145,12 +146,12 @@ class Replicas:
         line = self._launcher.start(number, {"FLYTE_CELERY_REPLICA": str(number)})
         replica = Replica(Child(number, time.monotonic(), self._serving.patience), line)
         self._replicas[number] = replica
-        if self._hub is not None:
-            self._hub.add_reader(line.fileno(), self._on_readable, replica)
+        if self.hub is not None:
+            self.hub.add_reader(line.fileno(), self._on_readable, replica)
 
     def watch(self, hub: Any) -> None:
         """Register every socket with the (new) event loop."""
-        self._hub = hub
+        self.hub = hub
         if self._launcher is not None:
             hub.add_reader(self._launcher.line.fileno(), self._on_launcher)
         for replica in self:
@@ -159,8 +160,8 @@ class Replicas:
 
     def flush(self, replica: Replica) -> None:
         """See that what the socket did not take at once is written when it can be."""
-        if replica.line.pending and self._hub is not None:
-            self._hub.call_later(0.001, self._retry_flush, replica)
+        if replica.line.pending and self.hub is not None:
+            self.hub.call_later(0.001, self._retry_flush, replica)
 
     def _retry_flush(self, replica: Replica) -> None:
         replica.line.flush()
@@ -174,14 +175,16 @@ class Replicas:
         if replica.pid:
             kill(replica.pid)
 
-    def close(self) -> None:
-        """Tell idle replicas to run their shutdown hooks, wait for them a little, then end everything."""
-        for replica in self.in_state(State.READY):
+    def drain_all(self) -> None:
+        """The worker stops: let every replica finish what it runs, then run its shutdown hooks and end."""
+        for replica in self.in_state(State.STARTING, State.READY):
             self.step(replica, Drain(StopReason.WORKER_STOPPING))
-        deadline = time.monotonic() + self._serving.patience.stop
-        while self._hub is not None and self.count(State.STOPPING) and time.monotonic() < deadline:
-            self._hub.call_later(0.1, lambda: None)
-            self._hub.run_once()
+
+    def close(self, deadline: float) -> None:
+        """Wait until `deadline` (monotonic seconds) for the ends of all replicas, then kill what is left."""
+        while self.hub is not None and self._replicas and time.monotonic() < deadline:
+            self.hub.call_later(0.1, lambda: None)
+            self.hub.run_once()
         for replica in list(self):
             self._unwatch(replica.line)
         if self._launcher is not None:
@@ -191,8 +194,8 @@ class Replicas:
         self._replicas.clear()
 
     def _unwatch(self, line: Line) -> None:
-        if self._hub is not None and not line.closed:
-            self._hub.remove(line.fileno())
+        if self.hub is not None and not line.closed:
+            self.hub.remove(line.fileno())
         line.close()
 
     # -- Events ------------------------------------------------------------------------------------------------------

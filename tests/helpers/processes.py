@@ -21,6 +21,13 @@ def alive(pid: int) -> bool:
     return _state_and_parent(pid) is not None
 
 
+def parent(pid: int) -> int:
+    """The parent of a living process."""
+    found = _state_and_parent(pid)
+    assert found is not None, f"The process {pid} has ended."
+    return found[1]
+
+
 def command_line(pid: int) -> str:
     """The command line of a process, or an empty text when it is gone."""
     return _read(pid, "cmdline").replace("\0", " ").strip()

@@ -10,7 +10,7 @@ import os
 import time
 from typing import Any
 
-from celery import current_task, signals
+from celery import chain, current_task, signals
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from pydantic import BaseModel
 
@@ -22,6 +22,7 @@ app = flyte.init()
 _LONG = 3600
 
 aio = flyte.TaskEnvironment("aio", reusable=flyte.ReusePolicy(replicas=1, concurrency=100, idle_ttl=_LONG))
+unserved = flyte.TaskEnvironment("unserved", reusable=flyte.ReusePolicy(replicas=2, idle_ttl=_LONG))
 snc = flyte.TaskEnvironment("snc", reusable=flyte.ReusePolicy(replicas=1, idle_ttl=_LONG))
 
 
@@ -41,6 +42,11 @@ def plain_add(x: int, y: int) -> int:
 
 
 @app.task
+def plain_total(values: list[int]) -> int:
+    return sum(values)
+
+
+@app.task
 def plain_pid(_: Any = None) -> int:
     return os.getpid()
 
@@ -49,6 +55,16 @@ def plain_pid(_: Any = None) -> int:
 def plain_submit(x: int) -> str:
     """A plain task whose worker publishes to an environment."""
     return str(add.delay(x, x).id)
+
+
+@app.task
+def plain_submit_unserved(x: int) -> str:
+    return str(app.send_task("unserved.unserved_add", (x, x)).id)
+
+
+@unserved.task
+async def unserved_add(x: int, y: int) -> int:
+    return x + y
 
 
 @aio.task
@@ -70,6 +86,18 @@ async def total(values: list[int]) -> int:
 @snc.task
 def total_sync(values: list[int]) -> int:
     return sum(values)
+
+
+@snc.task
+def record_result(value: int, key: str) -> None:
+    note(key, value)
+
+
+@aio.task(bind=True)
+async def replaced(self: Any, x: int) -> int:
+    """Let a chain give the result in place of this task."""
+    await asyncio.sleep(0)
+    raise self.replace(chain(add.s(x, x), add_sync.s(5)))
 
 
 @aio.task
@@ -321,6 +349,13 @@ def parent_by_delay_sync() -> str:
 def parent_by_call_sync() -> dict[str, Any]:
     with flyte.custom_context(colour="red"):
         return asyncio.run(lineage.aio())
+
+
+@aio.task(bind=True)
+async def retry_with_context(self: Any, key: str) -> dict[str, str]:
+    if note(key, flyte.get_custom_context()) == 1:
+        raise self.retry(countdown=0.01)
+    return flyte.get_custom_context()
 
 
 # -- Time ------------------------------------------------------------------------------------------------------------

@@ -5,12 +5,11 @@ from __future__ import annotations
 from types import ModuleType
 
 import pytest
-from celery.exceptions import Ignore  # noqa: F401
 
 from tests.helpers.waiting import wait_until
 from tests.system.semantics.notes import notes
 
-PATIENCE = 5.0
+PATIENCE = 20.0
 
 async_and_sync = pytest.mark.parametrize("suffix", ["", "_sync"], ids=["async", "sync"])
 
@@ -84,16 +83,9 @@ def test_an_errback_that_takes_the_error_is_called_where_the_task_failed(
     assert wait_until(lambda: notes(key), PATIENCE) == [[result.id, "ValueError('x')"]]
 
 
-@async_and_sync
-def test_a_link_gets_the_result(tasks: ModuleType, suffix: str) -> None:
-    key = f"link{suffix}"
-    getattr(tasks, "add" + suffix).apply_async((2, 3), link=tasks.record.si(key, 1))
-    assert wait_until(lambda: notes(key), PATIENCE) == [1]
-
-
 def test_what_is_not_an_ordinary_exception_ends_the_task_alone(tasks: ModuleType) -> None:
     before = tasks.pid_async.delay().get(timeout=PATIENCE)
-    for name, expected in [("leave", "SystemExit"), ("reject", "Reject"), ("cancel_itself", "Cancelled")]:
+    for name, expected in [("leave", "sys.exit"), ("reject", "not wanted"), ("cancel_itself", "cancelled by its own code")]:
         result = getattr(tasks, name).delay()
         with pytest.raises(Exception, match=expected):
             result.get(timeout=PATIENCE)

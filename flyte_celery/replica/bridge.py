@@ -166,7 +166,6 @@ def wait(coroutine: Coroutine[Any, Any, T]) -> T:
         tracer.body = None
 
 
-<<<<<<< HEAD
 def driven() -> bool:
     """Whether the caller is a tracer that the event loop drives, so that it may hand over coroutines."""
     return isinstance(getcurrent(), _Tracer)
@@ -178,7 +177,8 @@ def hand_over(coroutine: Coroutine[Any, Any, T]) -> T:
     assert parent is not None
     value: T = parent.switch(coroutine)
     return value
-=======
+
+
 def _with_stacks(task: Any, request: Any, function: Callable[..., T], *args: Any) -> T:
     _task_stack.push(task)
     task.request_stack.push(request)
@@ -214,7 +214,6 @@ class Loop(asyncio.SelectorEventLoop):
         if carried is not None and not isinstance(executor, concurrent.futures.ProcessPoolExecutor):
             func = functools.partial(_with_stacks, *carried, func)
         return super().run_in_executor(executor, func, *args)
->>>>>>> main
 
 
 def task_factory(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:

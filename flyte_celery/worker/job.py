@@ -75,9 +75,6 @@ class Job:
             self.on_error(ExceptionInfo())
 
 
-<<<<<<< HEAD
-def frame(number: int, args: tuple[Any, ...], lease: str) -> bytes:
-=======
 def guarded(callback: Callable[..., Any]) -> Callable[..., None]:
     """Celery's callback of one task, which may fail without ending the worker, as in Celery's own pool.
 
@@ -93,8 +90,7 @@ def guarded(callback: Callable[..., Any]) -> Callable[..., None]:
     return call
 
 
-def frame(number: int, args: tuple[Any, ...]) -> bytes:
->>>>>>> main
+def frame(number: int, args: tuple[Any, ...], lease: str) -> bytes:
     """Encode the tracer's arguments for a replica.
 
     The request carries the decoded arguments besides the body that they were decoded from; the replica decodes the

@@ -128,7 +128,7 @@ class Call:
                 value = await handed
                 if self.abandoned:
                     raise Abandoned
-            except BaseException as exc:
+            except BaseException:
                 if self.abandoned:
                     exc = Abandoned()
                 # With its traceback, which greenlets drop otherwise: it tells where the body failed.

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
-from billiard.einfo import ExceptionInfo
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery.concurrency.base import BasePool
 from celery.exceptions import Reject, WorkerLostError
 from celery.utils.log import get_logger
@@ -24,7 +24,7 @@ from celery.worker import state as worker_state
 from kombu.asynchronous import get_event_loop
 
 from ..autoscaler.decide import Observed, ReplicaState, ReplicaView
-from ..errors import RuntimeSystemError
+from ..errors import RuntimeSystemError, RuntimeUserError
 from ..replica import wire
 from ..supervisor.lifecycle import Drain, Load, Revive, Starts, State, StopReason, Tick
 from .job import Job, frame, guarded
@@ -433,9 +433,19 @@ class ReplicaPool(BasePool):
 
 def _load(pickled: bytes) -> Any:
     try:
-        return pickle.loads(pickled)
+        info = pickle.loads(pickled)
     except Exception as problem:
-        try:
-            raise RuntimeError(f"The task failed with an exception that this worker cannot read: {problem}")
-        except RuntimeError:
-            return ExceptionInfo()
+        return _info_of(RuntimeError(f"The task failed with an exception that this worker cannot read: {problem}"))
+    exc = info.exception
+    exc = exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
+    if isinstance(exc, MemoryError):
+        # Celery's request raises it anew, as if this process had run out of memory, and never finishes the message.
+        return _info_of(RuntimeUserError("MemoryError", str(exc) or "The task ran out of memory."))
+    return info
+
+
+def _info_of(exc: Exception) -> ExceptionInfo:
+    try:
+        raise exc
+    except type(exc):
+        return ExceptionInfo()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
+from .down import down_command
 from .show import explain_command, list_command, status_command
-from .up import down_command, up_command
+from .up import up_command
 from .worker import worker_command
 
 __all__ = ["env"]

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,13 +55,16 @@ class Service:
         """Keep the process alive until `stop`, and return when it has ended."""
         while not self._stopping.is_set():
             started = asyncio.get_running_loop().time()
-            status = await self._run_once()
+            try:
+                ending = describe(await self._run_once())
+            except OSError as exc:  # no memory or no process left
+                ending = f"could not be started ({exc.strerror})"
             if self._stopping.is_set():
                 return
             lived = asyncio.get_running_loop().time() - started
             self._failures = 1 if lived >= LONG_ENOUGH else self._failures + 1
             delay = restart_delay(self._failures)
-            self.say(click.style(f"{describe(status)} after {lived:.1f} s; starting it again in {delay:g} s", fg="red"))
+            self.say(click.style(f"{ending} after {lived:.1f} s; starting it again in {delay:g} s", fg="red"))
             try:
                 await asyncio.wait_for(self._stopping.wait(), delay)
             except TimeoutError:
@@ -70,7 +74,8 @@ class Service:
         """Send a signal to the process, and do not start it again."""
         self._stopping.set()
         if self._process is not None and self._process.returncode is None:
-            self._process.send_signal(signum)
+            with suppress(ProcessLookupError):  # it has ended a moment ago
+                self._process.send_signal(signum)
 
     def say(self, text: str) -> None:
         """Print a line under the service's name."""

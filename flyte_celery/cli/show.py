@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from contextlib import suppress
@@ -79,8 +80,9 @@ def status_command(ctx: click.Context, environment: str | None, as_json: bool, w
     redraw = watch and not as_json and sys.stdout.isatty()
     if redraw:
         click.clear()
-    with suppress(KeyboardInterrupt):  # how one ends --watch
-        while True:
+    stopped = _on_ctrl_c() if watch else []
+    with suppress(KeyboardInterrupt):
+        while not stopped:
             try:
                 text = _look(app, wanted, as_json)
             except click.ClickException as exc:
@@ -91,6 +93,18 @@ def status_command(ctx: click.Context, environment: str | None, as_json: bool, w
             if not watch:
                 return
             time.sleep(interval)
+
+
+def _on_ctrl_c() -> list[int]:
+    """A list that is empty until Ctrl-C, which still raises: what it interrupts may swallow a `KeyboardInterrupt`."""
+    pressed: list[int] = []
+
+    def press(signum: int, _: object) -> None:
+        pressed.append(signum)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, press)
+    return pressed
 
 
 def _look(app: Any, wanted: list[str], as_json: bool) -> str:
@@ -145,9 +159,9 @@ def ask_by_host(app: Any, command: str, hosts: list[str] | None) -> dict[str, An
         # Celery waits the whole time for answers unless it knows how many will come.
         replies = app.control.broadcast(command, reply=True, timeout=ANSWER_TIMEOUT, destination=hosts, limit=listening)
     except (OperationalError, OSError) as exc:
-        broker = redacted(app.conf.broker_url or "of the app")
+        broker, reason = redacted(app.conf.broker_url or "of the app"), str(exc).rstrip(".")
         raise click.ClickException(
-            f"The broker {broker} does not answer ({exc}): start it or correct its URL."
+            f"The broker {broker} does not answer ({reason}): start it or correct its URL."
         ) from None
     return {
         host: answer

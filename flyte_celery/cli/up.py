@@ -1,17 +1,13 @@
-"""`celery -A proj env up` and `env down`: everything that one machine needs, in one command and one terminal."""
+"""`celery -A proj env up`: everything that one machine needs, in one command and one terminal."""
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import importlib.util
 import os
-import signal
 import socket
 import sys
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +25,7 @@ from ..names import worker_name
 from ..replica.application import ApplicationReference, find
 from ..settings import Settings, redacted
 from ..worker.prepare import CannotServe, check_broker, refuse_conflicts
+from .down import only_one
 from .services import Service, say, serve
 
 #: Seconds in which a worker that runs already answers.
@@ -92,7 +89,7 @@ def up_command(
         others_possible = dispatcher.has_broker
         dispatcher.ensure_broker()
         check_broker(app)
-        with _only_one(dispatcher.embedded_home, _spelled(reference)):
+        with only_one(dispatcher.embedded_home, _spelled(reference)):
             if others_possible:
                 _check_names(app, list(workers))
             _announce(dispatcher, list(workers), port)
@@ -210,38 +207,6 @@ def _check_names(app: Any, names: list[str]) -> None:
         )
 
 
-@contextmanager
-def _only_one(home: Path | None, application: str) -> Iterator[None]:
-    """Be the only `env up` of an app on its bundled Redis; `env down` finds this process by the file.
-
-    Raises:
-        CannotServe: Another one runs.
-    """
-    if home is None:
-        yield
-        return
-    with open(_locks(home) / f"up-{application}.lock", "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CannotServe(
-                f"`env up` of {application} already runs in {home}, as process {_pid(Path(lock.name))}. Use that one, "
-                "or end it with `env down`."
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield
-
-
-def _locks(home: Path) -> Path:
-    return home / embedded.STATE_FOLDER
-
-
-def _pid(lock: Path) -> int:
-    return int(lock.read_text() or 0)
-
-
 def _announce(dispatcher: CeleryDispatcher, names: list[str], flower_port: int | None) -> None:
     home = dispatcher.embedded_home
     broker = redacted(dispatcher.app.conf.broker_url or "the app's") if home is None else f"bundled Redis of {home}"
@@ -249,38 +214,3 @@ def _announce(dispatcher: CeleryDispatcher, names: list[str], flower_port: int |
     click.echo(f"Environments {', '.join(names)}")
     if flower_port is not None:
         click.echo(f"Flower       http://127.0.0.1:{flower_port}")
-
-
-@click.command("down", cls=CeleryCommand)
-@click.pass_context
-def down_command(ctx: click.Context) -> None:
-    """Stop this directory's `env up`, if it runs, and its bundled Redis; data stays for the next start."""
-    try:
-        home = dispatcher_of(ctx.obj.app).embedded_home
-    except InitializationError as exc:
-        raise click.ClickException(str(exc)) from None
-    if home is None:
-        raise click.ClickException("This app does not use the bundled Redis; its broker is yours to stop.")
-    for path in sorted(_locks(home).glob("up-*.lock")):
-        _stop_up(path)
-    try:
-        stopped = embedded.stop(home)
-    except embedded.EmbeddedRedisError as exc:
-        raise click.ClickException(str(exc)) from None
-    click.echo("The bundled Redis has been stopped." if stopped else "The bundled Redis was not running.")
-
-
-def _stop_up(path: Path) -> None:
-    """Stop the `env up` that holds a lock, and wait for it: it knows best how long its workers may take."""
-    with open(path) as lock:
-        announced = False
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if not announced and (pid := _pid(path)):
-                    click.echo(f"Stopping `env up` (process {pid}), which waits for running tasks.")
-                    os.kill(pid, signal.SIGTERM)
-                    announced = True
-                time.sleep(0.05)

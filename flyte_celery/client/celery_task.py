@@ -150,7 +150,7 @@ class EnvironmentTask:
 
 
 async def _with_request(task: Any, request: Any, body: Any) -> Any:
-    """Await a body that may have a thread of its own, where Celery's stacks are empty: a replica's bridge does better."""
+    """Await a body that may have a thread of its own, where Celery's stacks are empty."""
     _task_stack.push(task)
     task.request_stack.push(request)
     try:
@@ -161,7 +161,7 @@ async def _with_request(task: Any, request: Any, body: Any) -> Any:
 
 
 def _is_errback(args: tuple[Any, ...]) -> bool:
-    """Whether Celery calls the task as an errback that takes the error: where a task failed, and without awaiting it."""
+    """Whether Celery calls the task as an errback that takes the error: where the other task failed."""
     return len(args) >= 3 and isinstance(args[0], Context) and isinstance(args[1], BaseException)
 
 

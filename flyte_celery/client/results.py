@@ -63,7 +63,7 @@ class EnvironmentResult(AsyncResult):
             raise meta["result"]
 
 
-class EagerEnvironmentResult(EagerResult):  # type: ignore[misc]
+class EagerEnvironmentResult(EagerResult):
     """The result of a call that ran at once (`apply`, `task_always_eager`), with the same face as any other."""
 
     template: TaskTemplate[Any, Any]

@@ -49,11 +49,17 @@ def find(app: Celery) -> ApplicationReference:
             home = spec.name if spec is not None else None
             script = None if home else os.path.abspath(str(module.__file__))
         includes = tuple(m for m in app.conf.include if m not in ("__main__", name) and not m.startswith("celery."))
-        return ApplicationReference(home, script, attribute, includes, tuple(sys.path), os.getcwd())
+        return ApplicationReference(home, script, attribute, includes, _path(), os.getcwd())
     raise LookupError(
         f"The Celery app {app.main!r} is not a global of any imported module, so replicas cannot import it. "
         "Assign it at the top level of a module, as in `app = flyte.init(...)`."
     )
+
+
+def _path() -> tuple[str, ...]:
+    # The script `celery` looks for the app in the current directory, and takes that out of the path again.
+    here = os.getcwd()
+    return (*sys.path,) if {"", here}.intersection(sys.path) else (here, *sys.path)
 
 
 def _homes(app: Celery) -> Iterator[tuple[str, ModuleType, str]]:

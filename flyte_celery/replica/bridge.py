@@ -125,17 +125,20 @@ class Call:
         handed = tracer.switch(*self._args)
         while not tracer.dead:
             try:
-                value = await handed
-                if self.abandoned:
-                    raise Abandoned
-            except BaseException:
-                if self.abandoned:
-                    exc = Abandoned()
+                value = await self._unless_abandoned(handed)
+            except BaseException as exc:
                 # With its traceback, which greenlets drop otherwise: it tells where the body failed.
                 handed = tracer.throw(type(exc), exc, exc.__traceback__)
             else:
                 handed = tracer.switch(value)
         return handed
+
+    async def _unless_abandoned(self, handed: Any) -> Any:
+        try:
+            return await handed
+        finally:
+            if self.abandoned:
+                raise Abandoned
 
     def replace_cancel(self, exc: BaseException) -> None:
         """Let the next cancellation arrive in the body as `exc`."""
@@ -207,7 +210,9 @@ class Loop(asyncio.SelectorEventLoop):
         finally:
             Loop.running = None
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
+    def run_in_executor(  # type: ignore[override]  # as typeshed spells it, no wrapper fits
+        self, executor: Any, func: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
         """Run a function in a thread, as `asyncio.to_thread` does, or in another executor."""
         carried = _carried.get()
         # Celery's stacks mean nothing in another process, and do not travel there.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import multiprocessing
 import os
 import pickle
 import signal
@@ -48,6 +49,8 @@ def run(sock: socket.socket, plan: ReplicaPlan, app: Any, number: int) -> int:
         The exit code.
     """
     _die_with_parent()
+    # Celery's log format shows it: which replica says something.
+    multiprocessing.current_process().name = f"{plan.environment}-{number}"
     _initialise(plan, app)
     environment = environments()[plan.environment]
     replica = Replica(sock, plan, app, number, environment)

@@ -276,6 +276,8 @@ class Replicas:
                 case PreloadFailed(error):
                     logger.error("%s: replicas cannot import the application:\n%s", self._serving.name, error)
                     self._give_up(error.strip().splitlines()[-1])
+                    for replica in self.in_state(State.STARTING):
+                        self.step(replica, StartupFailed(error.strip().splitlines()[-1]))
                 case LauncherEnded(status):
                     self._launcher_ended(status)
 

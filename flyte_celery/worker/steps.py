@@ -37,6 +37,7 @@ class AutoscalerStep(bootsteps.StartStopStep):
         super().__init__(worker, **options)
         self.enabled = isinstance(worker.pool_cls, type) and issubclass(worker.pool_cls, ReplicaPool)
         self._considering = False
+        self._qos: Any = None
         self._prefetch = 0
 
     def create(self, parent: Any) -> None:
@@ -47,7 +48,6 @@ class AutoscalerStep(bootsteps.StartStopStep):
             pool, pool.serving.limits, self._look, SystemClock(), self._decided
         )
         pool.on_change = self._soon
-        self._prefetch = worker.concurrency  # what `serving` gave Celery's consumer to begin with
         control.register()
 
     def start(self, parent: Any) -> None:
@@ -85,6 +85,8 @@ class AutoscalerStep(bootsteps.StartStopStep):
         qos = getattr(getattr(self._worker, "consumer", None), "qos", None)
         if qos is None:
             return
+        if qos is not self._qos:  # a new connection begins with Celery's own count again
+            self._qos, self._prefetch = qos, qos.value
         limits = self._autoscaler.limits
         wanted = max(1, limits.highest * limits.concurrency) + self._lookahead()
         # Small corrections are not worth a command to the consumer.

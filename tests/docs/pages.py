@@ -34,7 +34,6 @@ from pathlib import Path
 
 from flyte_celery import embedded
 from tests.helpers import processes
-from tests.helpers.waiting import wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -51,7 +50,7 @@ _READERS_REDIS = "redis://localhost:6379/0"
 _MARK = "FLYTE_CELERY_TEST_PAGE"
 _SHELLS = frozenset({"sh", "bash", "console"})
 _FENCE = re.compile(
-    r"^(?:<!-- test: (?P<directive>.+?) -->\n)?(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$",
+    r"^(?:<!-- test: (?P<directive>[^\n]+?) -->\n)?(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
 _FILE_NAME = re.compile(r"# ([\w./-]+\.py)\n")
@@ -99,10 +98,10 @@ class Story:
     _servers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     _mark: str = field(default_factory=lambda: uuid.uuid4().hex)
 
-    def play(self, page: Path) -> None:
-        """Run all blocks; the message of a failure names the page and the line of the block."""
+    def play(self, page: Path, text: str | None = None) -> None:
+        """Run all blocks of the page, or of `text`; the message of a failure names the page and the block's line."""
         try:
-            for block in blocks(page.read_text()):
+            for block in blocks(page.read_text() if text is None else text):
                 try:
                     self._play(block)
                 except (AssertionError, subprocess.TimeoutExpired) as exc:
@@ -200,4 +199,4 @@ class Story:
                 server.kill()
                 server.wait()
         embedded.stop(self.folder)
-        wait_until(lambda: not processes.carrying(_MARK, self._mark) or processes.kill_carrying(_MARK, self._mark))
+        processes.kill_carrying(_MARK, self._mark)

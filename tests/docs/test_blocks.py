@@ -14,7 +14,10 @@ from tests.docs.pages import PAGES, REPOSITORY, Story, blocks
 #: Most blocks that may be left out, over all pages: those that install something or belong to a system's services.
 MOST_SKIPPED = 8
 
-_WITH_BLOCKS = [page for page in PAGES if any(block.language for block in blocks(page.read_text()))]
+#: Has a test of its own, `test_demo.py`, with smaller sizes than the page's.
+_DEMO = REPOSITORY / "examples" / "digits" / "README.md"
+
+_WITH_BLOCKS = [page for page in PAGES if page != _DEMO and any(b.language for b in blocks(page.read_text()))]
 _NEEDS = re.compile(r"<!-- test: needs (\w+) -->")
 
 
@@ -59,3 +62,21 @@ def test_every_numbered_example_has_a_page() -> None:
     for folder in (REPOSITORY / "examples").glob("[0-9]*"):
         assert (folder / "README.md") in PAGES, folder
         assert len(list(folder.glob("*.py"))) == 1, folder
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "```python\nraise SystemExit(3)\n```\n",
+        "```sh\nfalse\ntrue\n```\n",
+        "<!-- test: exits 1 -->\n```sh\ntrue\n```\n",
+        "```sh\necho one\n```\n\n<!-- test: output -->\n```text\ntwo\n```\n",
+        "```sh\necho one two\n```\n\n<!-- test: output -->\n```text\ntwo\none\n```\n",
+        "<!-- test: server until never -->\n```sh\ntrue\n```\n",
+    ],
+)
+def test_a_page_that_is_wrong_fails(page: str, tmp_path: Path) -> None:
+    """Otherwise the tests above would prove nothing."""
+    path = REPOSITORY / "docs" / "not-there.md"
+    with pytest.raises(AssertionError, match=r"docs/not-there\.md:1:|docs/not-there\.md:5:"):
+        Story(tmp_path, "redis://nowhere").play(path, page)

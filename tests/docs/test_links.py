@@ -48,6 +48,12 @@ def test_every_page_of_the_docs_is_reachable_from_the_readme() -> None:
     assert not set(PAGES) - reached
 
 
+def test_the_index_begins_as_the_readme() -> None:
+    """There is one text that says what this is and for whom."""
+    texts = [(REPOSITORY / name).read_text().split("\n\n")[:2] for name in ("README.md", "docs/index.md")]
+    assert texts[0] == texts[1]
+
+
 def test_no_file_names_a_path_of_a_build_machine() -> None:
     """Neither code nor documentation."""
     listed = subprocess.run(

@@ -8,6 +8,7 @@ test run red on the day when they pass, so that the mark is removed.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import inspect
 import itertools
 import re
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 
 import flyte_celery as flyte
+from flyte_celery import embedded
 from tests.helpers.workers import Worker, run_python, write_module
 
 SPEC = Path(__file__).parent / "spec"
@@ -92,8 +94,8 @@ async def _noop() -> None: ...
 @pytest.mark.xfail(raises=ModuleNotFoundError, reason="flyte_celery.app does not exist yet", strict=True)
 def test_000_a_scaled_app() -> None:
     """Served apps are still to come."""
-    import fastapi
-
+    importlib.import_module("flyte_celery.app")  # before FastAPI, which the mark must not excuse
+    fastapi = importlib.import_module("fastapi")
     app_env = run_block("000_app", my_fastapi_app=fastapi.FastAPI())["app_env"]
     assert app_env.scaling.get_replicas() == (0, 2)
 
@@ -102,9 +104,8 @@ def test_000_a_scaled_app() -> None:
 @pytest.mark.parametrize("replicas", [(0, 1), (1, 1), (1, 10), (2, 10)])
 def test_000_scaling_patterns(replicas: tuple[int, int]) -> None:
     """`Scaling(replicas=...)` as the list of patterns shows it."""
-    from flyte_celery.app import Scaling  # type: ignore[import-not-found, unused-ignore]
-
-    assert Scaling(replicas=replicas).get_replicas() == replicas
+    scaling = importlib.import_module("flyte_celery.app").Scaling
+    assert scaling(replicas=replicas).get_replicas() == replicas
 
 
 # -- 001: Reusable containers ----------------------------------------------------------------------------------------
@@ -333,8 +334,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         worker.terminate()
         worker.wait()
         worker.destroy()
-        from flyte_celery import embedded
-
         embedded.stop(folder)
 
 
@@ -363,7 +362,9 @@ def test_004_sync_children_are_awaited_on_a_worker(project: Path) -> None:
     assert run_python(project, code).strip() == "[2, 4, 6]"
 
 
-@pytest.mark.xfail(raises=AssertionError, reason="memory limits are not enforced yet, so nothing is retried with more", strict=True)
+@pytest.mark.xfail(
+    raises=AssertionError, reason="memory limits are not enforced yet, so nothing is retried with more", strict=True
+)
 def test_004_a_task_that_runs_out_of_memory_is_retried_with_more(project: Path) -> None:
     """64 MiB are not enough for 200 MiB, 16 GiB are: two attempts."""
     run_python(project, "import proj, retry; retry.main.delay(200).get(timeout=30)")

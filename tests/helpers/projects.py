@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from celery import Celery
 from celery.result import AsyncResult
@@ -36,6 +37,7 @@ class Project:
         self.url = url
         self.celery_app = Celery("client", broker=url, backend=url)
         self.workers: list[Worker] = []
+        self._results: WeakSet[AsyncResult] = WeakSet()
 
     @property
     def variables(self) -> dict[str, str]:
@@ -82,13 +84,17 @@ class Project:
         """Kill every worker and let go of every connection."""
         for worker in self.workers:
             worker.destroy()
+        for result in self._results:
+            result.backend = None  # else its destructor talks to a Redis server that may be gone by then
         self.celery_app.close()
 
     # -- Tasks -------------------------------------------------------------------------------------------------------
 
     def send(self, task: str, *args: Any, **options: Any) -> AsyncResult:
         """Submit a task by its name, to the queue of its environment."""
-        return self.celery_app.send_task(task, args, queue=task.partition(".")[0], **options)
+        result = self.celery_app.send_task(task, args, queue=task.partition(".")[0], **options)
+        self._results.add(result)
+        return result
 
     def call(self, task: str, *args: Any) -> Any:
         """Submit a task by its name and wait for its value."""

@@ -1,4 +1,4 @@
-"""`flyte.init(app=...)` extends an app that has its own configuration, routes and task class, and changes none of it."""
+"""`flyte.init(app=...)` extends an app that has its own configuration, routes and task class, and changes none."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_configuration_stays_the_users_own(apps: Project, name: str) -> None:
 
 @both
 def test_routes_of_the_users_own_hold_for_plain_tasks_alone(apps: Project, name: str) -> None:
-    routed = "[app.amqp.router.route({}, n)['queue'].name for n in ('plain.add', 'what.ever', '%s.double')]" % name
+    routed = f"[app.amqp.router.route(dict(), n)['queue'].name for n in ('plain.add', 'what.ever', '{name}.double')]"
     assert ask(apps, name, routed) == ["plain", "everything", name]
 
 

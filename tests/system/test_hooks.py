@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -209,11 +210,12 @@ class TestAHookThatRaises:
         assert fragile.status("fragile")["failure"] == "FileNotFoundError: weights.bin is missing"
         log = fragile.workers[-1].log()
         assert 'raise FileNotFoundError("weights.bin is missing")' in log, "the traceback, for who repairs it"
+        assert "ERROR/fragile-1] fragile: replica 1: start-up failed" in log, "the replica itself says it"
 
     def test_backs_off_between_attempts(self, fragile: Project) -> None:
         fragile.wait(lambda: len(lines(fragile.folder, "tries.txt")) > 4, description="five attempts")
         times = [float(at) for (at,) in lines(fragile.folder, "tries.txt")]
-        pauses = [later - sooner for sooner, later in zip(times, times[1:4], strict=False)]
+        pauses = [later - sooner for sooner, later in pairwise(times[:4])]
         assert all(pause >= least for pause, least in zip(pauses, (0.1, 0.2, 0.4), strict=True)), pauses
 
     def test_is_forgotten_when_the_cause_is_gone(self, fragile: Project) -> None:

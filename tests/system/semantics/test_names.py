@@ -26,7 +26,7 @@ def test_a_plain_app_chains_by_name(project: Project) -> None:
 
 
 def test_arguments_that_do_not_fit_fail_in_the_replica(project: Project) -> None:
-    with pytest.raises(TypeError, match="'aio.add' takes int for its parameter 'x'"):
+    with pytest.raises(TypeError, match=r"'aio\.add' takes int for its parameter 'x'"):
         project.send("aio.add", "one", 2).get(timeout=PATIENCE)
 
 

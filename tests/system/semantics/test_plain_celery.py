@@ -60,7 +60,8 @@ def test_settings_are_those_of_an_app_without_environments(tasks: ModuleType) ->
 
 
 @pytest.mark.parametrize(
-    "attribute", ["acks_late", "reject_on_worker_lost", "queue", "typing", "ignore_result", "track_started", "rate_limit"]
+    "attribute",
+    ["acks_late", "reject_on_worker_lost", "queue", "typing", "ignore_result", "track_started", "rate_limit"],
 )
 def test_a_plain_task_has_the_attributes_of_a_plain_task(tasks: ModuleType, attribute: str) -> None:
     other = Celery("other", set_as_current=False).task(plain_queues, name="other")
@@ -91,6 +92,10 @@ def test_environments_serve_on_after_their_connections_were_lost(tasks: ModuleTy
     notes.open_gate("cut")
     notes.open_gate("cut_sync")
     assert [result.get(timeout=PATIENCE) for result in running] == ["cut", "cut_sync"]
-    assert tasks.add.delay(1, 2).get(timeout=PATIENCE) == 3
+    many = [tasks.hold.delay(f"cut-{n}") for n in range(20)]
+    wait_until(lambda: all(notes.notes(f"cut-{n}") for n in range(20)), PATIENCE, "20 tasks at once, as before")
+    for n in range(20):
+        notes.open_gate(f"cut-{n}")
+    assert [result.get(timeout=PATIENCE) for result in many] == [f"cut-{n}" for n in range(20)]
     assert tasks.add_sync.delay(1, 2).get(timeout=PATIENCE) == 3
     assert (project.pids("aio"), project.pids("snc")) == replicas

@@ -65,9 +65,7 @@ def test_a_failure_has_its_type_its_message_and_its_traceback(tasks: ModuleType,
 
 @async_and_sync
 @pytest.mark.parametrize("errback", ["errback_by_id", "errback_by_id_sync"])
-def test_an_errback_with_one_argument_runs_in_its_own_environment(
-    tasks: ModuleType, suffix: str, errback: str
-) -> None:
+def test_an_errback_with_one_argument_runs_in_its_own_environment(tasks: ModuleType, suffix: str, errback: str) -> None:
     key = f"errback{suffix}-{errback}"
     result = getattr(tasks, "fail" + suffix).apply_async(("x",), link_error=getattr(tasks, errback).s(key))
     assert wait_until(lambda: notes(key), PATIENCE) == [result.id]
@@ -85,7 +83,11 @@ def test_an_errback_that_takes_the_error_is_called_where_the_task_failed(
 
 def test_what_is_not_an_ordinary_exception_ends_the_task_alone(tasks: ModuleType) -> None:
     before = tasks.pid_async.delay().get(timeout=PATIENCE)
-    for name, expected in [("leave", "sys.exit"), ("reject", "not wanted"), ("cancel_itself", "cancelled by its own code")]:
+    for name, expected in [
+        ("leave", "sys.exit"),
+        ("reject", "not wanted"),
+        ("cancel_itself", "cancelled by its own code"),
+    ]:
         result = getattr(tasks, name).delay()
         with pytest.raises(Exception, match=expected):
             result.get(timeout=PATIENCE)

@@ -9,7 +9,6 @@ from typing import Any
 
 import redis
 from celery.utils.log import get_logger
-from kombu.asynchronous import get_event_loop
 
 from ..fleet.claims import Claim, Claims, LeaseLostError
 from ..fleet.reaper import reap
@@ -33,6 +32,8 @@ class Keeper:
         self._client = client
         self._hostname = hostname
         self.claims = Claims(client, queue, lists, self._new_name(), lease)
+        #: The worker's event loop, None before it runs.
+        self.hub: Any = None
         self._flush_asked = False
         self.renewed_at = 0.0
 
@@ -127,12 +128,12 @@ class Keeper:
         """Write what was noted at the end of this turn of the event loop."""
         if self._flush_asked:
             return
-        hub: Any = get_event_loop()
-        if hub is None:
+        # Not kombu's `get_event_loop`: after a lost connection it knows none, though the same one goes on.
+        if self.hub is None:
             self.flush()
             return
         self._flush_asked = True
-        hub.call_soon(self.flush)
+        self.hub.call_soon(self.flush)
 
     def flush(self) -> None:
         """Write what was noted now; while Redis does not answer it stays noted."""

@@ -21,7 +21,6 @@ from celery.concurrency.base import BasePool
 from celery.exceptions import Reject, WorkerLostError
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
-from kombu.asynchronous import get_event_loop
 
 from ..autoscaler.decide import Observed, ReplicaState, ReplicaView
 from ..errors import RuntimeSystemError, RuntimeUserError
@@ -85,6 +84,7 @@ class ReplicaPool(BasePool):
         self.replicas.watch(loop)
         self._wakeup.watch(loop)
         if (keeper := self.serving.keeper) is not None:
+            keeper.hub = loop
             # Celery has forgotten what it had scheduled or limited before it lost its connection; what is here stays.
             mine = {job.claim for job in self.jobs.values()}
             keeper.hand_back([number for number in keeper.claims.held if number not in mine])
@@ -241,7 +241,7 @@ class ReplicaPool(BasePool):
         if job.claim is not None and self.serving.keeper is not None:
             self.serving.keeper.begun(job.claim)
         job.on_accepted(replica.pid, at)
-        hub = get_event_loop()
+        hub = self.replicas.hub
         if hub is None:
             return
         if job.soft_limit:
@@ -343,7 +343,7 @@ class ReplicaPool(BasePool):
             return
         replica.line.send((wire.CANCEL, job.number, None))
         self.replicas.flush(replica)
-        hub = get_event_loop()
+        hub = self.replicas.hub
         if hub is not None:
             job.timers.append(hub.call_later(CANCEL_PATIENCE, self.replicas.kill, replica, StopReason.TERMINATED))
 

@@ -14,6 +14,7 @@ from queue import Empty
 from time import monotonic
 from typing import Any, ClassVar, cast
 
+from celery.utils.log import get_logger
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
 from kombu.utils.encoding import bytes_to_str
@@ -24,6 +25,8 @@ from ..fleet.claims import Claim, LeaseLostError
 from ..fleet.scripts import script
 from ..names import priority_index
 from .keeper import Keeper
+
+logger = get_logger("flyte_celery.worker")
 
 #: Name of this transport in kombu.
 ALIAS = "flyte-redis"
@@ -130,18 +133,27 @@ class Channel(kombu_redis.Channel):
         return True
 
     def _deliver_claim(self, claim: Claim) -> None:
-        queue = self.keeper.claims.queue
-        message = loads(bytes_to_str(claim.message))
+        try:
+            message = self._message_of(claim)
+        except (ValueError, TypeError, LookupError, AttributeError):
+            # kombu's own transport ends the worker over this, after it has taken it from the queue.
+            logger.error("%s: what is no message is discarded: %.200r", self.keeper.claims.queue, claim.message)
+            self.keeper.ack(claim.id)
+            return
+        if self.keeper.claims.queue not in self.active_queues:  # cancelled while the reply was on its way
+            self.keeper.hand_back([claim.id])
+            return
+        self.connection._deliver(message, self.keeper.claims.queue)
+
+    def _message_of(self, claim: Claim) -> dict[str, Any]:
+        message: dict[str, Any] = loads(bytes_to_str(claim.message))
         properties = message["properties"]
         claim.tag = str(properties.get("delivery_tag"))
         claim.list = priority_index(self._get_message_priority(message, reverse=False), self.priority_steps)
         # Everything above acknowledges by delivery tag. The claim's id is unique in this worker; tags of foreign
         # publishers need not be.
         properties["delivery_tag"] = str(claim.id)
-        if queue not in self.active_queues:  # cancelled while the reply was on its way
-            self.keeper.hand_back([claim.id])
-            return
-        self.connection._deliver(message, queue)
+        return message
 
 
 class Transport(kombu_redis.Transport):

@@ -13,6 +13,7 @@ for i = 1, #ARGV, 5 do
         count = 0
         if ARGV[i + 4] == '1' then
             count = redis.call('HINCRBY', KEYS[3], ARGV[i + 3], 1)
+            redis.call('EXPIRE', KEYS[3], 604800)
         end
     end
     lost[#lost + 1] = count

@@ -89,10 +89,15 @@ def current_dispatcher() -> Dispatcher:
         if made is not None and _dispatcher is not made:
             set_dispatcher(made)
     if _dispatcher is None:
-        raise InitializationError(
-            "ClientNotInitializedError",
-            "user",
-            "There is no Celery app to submit tasks to: call flyte.init(...), or flyte.init(app=...) with the app that "
-            "you have, or set FLYTE_CELERY_BROKER_URL.",
-        )
+        raise not_initialized()
     return _dispatcher
+
+
+def not_initialized() -> InitializationError:
+    """The error of whoever needs a Celery app when there is none."""
+    return InitializationError(
+        "ClientNotInitializedError",
+        "user",
+        "There is no Celery app to submit tasks to: call flyte.init(...), or flyte.init(app=...) with the app that "
+        "you have, or set FLYTE_CELERY_BROKER_URL.",
+    )

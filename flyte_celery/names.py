@@ -24,6 +24,9 @@ PREFIX = "flyte-celery:"
 #: Key in a message's headers for what `custom_context` hands to child tasks.
 CUSTOM_CONTEXT_HEADER = "flyte_celery_custom_context"
 
+#: Environment variable of a replica's process: its number within its worker.
+REPLICA_VARIABLE = "FLYTE_CELERY_REPLICA"
+
 #: kombu's defaults for its Redis transport options `priority_steps` and `sep` (kombu 5.7).
 PRIORITY_STEPS = (0, 3, 6, 9)
 PRIORITY_SEPARATOR = "\x06\x16"

@@ -25,7 +25,7 @@ _VARIABLES = {
 }
 
 _URLS = frozenset({"broker_url", "result_backend"})
-_COUNTS = frozenset({"max_start_failures", "max_attempts"})
+_COUNTS = frozenset({"max_start_failures"})
 #: Times of which 0 means something: at once, or none.
 _MAY_BE_ZERO = frozenset({"grace", "lookahead", "start_backoff", "start_backoff_cap", "idle_ttl", "scaledown_ttl"})
 _OPTIONAL = frozenset({"broker_url", "result_backend", "idle_ttl", "scaledown_ttl"})
@@ -64,17 +64,11 @@ class Settings:
     max_start_failures: int = 3
     """Failed starts in a row after which the environment is marked failed and waiting callers are told why."""
 
-    heartbeat: float = 1.0
-    """Seconds between two signs of life of a replica; one that stays silent for longer is blocked by a task."""
-
     lookahead: float = 0.05
     """Seconds of work that a worker claims beyond its free slots, by the measured duration of its tasks."""
 
     lease: float = 15.0
     """Seconds for which a worker's proof of life holds; it is renewed each third of that."""
-
-    max_attempts: int = 3
-    """Times that one task may be started when workers die under it; past that it fails with the cause."""
 
     autoscale_interval: float = 1.0
     """Seconds between two looks of the autoscaler. New work wakes it up earlier."""

@@ -6,6 +6,7 @@ task classes (Django's, yours) keep working.
 
 from __future__ import annotations
 
+import os
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from celery.exceptions import Ignore, Reject, Retry
 
 from .. import context
 from ..errors import NonRecoverableError, RuntimeUserError
+from ..names import REPLICA_VARIABLE
 from .results import EagerEnvironmentResult, EnvironmentResult
 
 if TYPE_CHECKING:
@@ -178,6 +180,7 @@ def _running(task: EnvironmentTask) -> Iterator[None]:
         is_async=task.template.is_async,
         headers=request.headers or {},
         hostname=request.hostname,
+        replica=os.environ.get(REPLICA_VARIABLE),
     )
     token = context.current_run.set(run)
     try:

@@ -18,9 +18,11 @@ from typing import Any
 from celery import Celery, signals
 
 from .. import embedded
+from ..context import current_run
 from ..errors import InitializationError
 from ..settings import Settings, redacted
-from ..task import set_dispatcher
+from ..task import Dispatcher, set_dispatcher
+from . import local
 from .dispatch import CeleryDispatcher
 from .routing import route_environments
 
@@ -154,8 +156,9 @@ def _add_worker_options(app: Celery) -> None:
         options["worker"].update(importlib.import_module("flyte_celery.cli.options").worker_options())
 
 
-def default_dispatcher() -> CeleryDispatcher | None:
-    """Without `init`, a broker URL in the environment is enough to submit; nothing else is assumed."""
+def default_dispatcher() -> Dispatcher | None:
+    """Without `init`, a broker URL in the environment is enough to submit; tasks of a local run call tasks locally."""
     if Settings.from_environ(os.environ).broker_url is None:
-        return None
+        run = current_run.get()
+        return local.LocalDispatcher() if run is not None and run.mode == "local" else None
     return _installed[init(main="flyte_celery")]

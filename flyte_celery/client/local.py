@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .. import context, errors
+from ..dispatcher import not_initialized
 
 if TYPE_CHECKING:
     from ..task import TaskTemplate
@@ -54,6 +55,33 @@ async def call_async(task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any
                 raise failure(exc) from exc
             await asyncio.sleep(delay)
             attempt += 1
+
+
+class LocalDispatcher:
+    """Carries the calls of local runs in a process that has no Celery app; there is nowhere to submit to."""
+
+    def call(self, task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See `call`."""
+        return call(task, args, kwargs)
+
+    async def call_async(self, task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See `call_async`."""
+        return await call_async(task, args, kwargs)
+
+    def registered(self, task: AnyTask) -> None:
+        """Nobody needs to know."""
+
+    def apply_async(self, task: AnyTask, args: Any, kwargs: Any, options: Any) -> Any:
+        """Refuse, as all that needs an app."""
+        raise not_initialized()
+
+    def signature(self, task: AnyTask, args: Any, kwargs: Any, options: Any) -> Any:
+        """Refuse, as all that needs an app."""
+        raise not_initialized()
+
+    def celery_task(self, task: AnyTask) -> Any:
+        """Refuse, as all that needs an app."""
+        raise not_initialized()
 
 
 def failure(exc: Exception) -> BaseException:

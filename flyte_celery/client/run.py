@@ -14,6 +14,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from celery import states
 
 from .. import context, errors
+from ..dispatcher import not_initialized
 from ..task import TaskTemplate, current_dispatcher
 from . import local
 from .dispatch import CeleryDispatcher, failure, value_of
@@ -266,7 +267,8 @@ def _choose(mode: str | None) -> CeleryDispatcher | None:
         return None
     if mode is not None:
         dispatcher = current_dispatcher()
-        assert isinstance(dispatcher, CeleryDispatcher)
+        if not isinstance(dispatcher, CeleryDispatcher):
+            raise not_initialized()
         return dispatcher
     found = active_dispatcher()
     where = "here: there is no broker to submit to" if found is None else "on the fleet"

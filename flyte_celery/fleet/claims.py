@@ -17,6 +17,9 @@ import redis
 from .. import names
 from .scripts import script
 
+#: Seconds for which lost starts are remembered after the last one of their queue.
+ATTEMPTS_KEPT = 7 * 24 * 3600
+
 
 class LeaseLostError(Exception):
     """The worker's lease was over before it renewed it; its claims are somebody else's now."""
@@ -182,6 +185,14 @@ class Claims:
         keys = [self._claims, self._started, names.attempts_key(self.queue), *self.lists]
         counts: list[int] = script("hand_back").run(self.client, keys, args)
         return counts
+
+    def count_lost(self, claim: Claim) -> int:
+        """Count one more lost start of a message and say how many there were."""
+        key = names.attempts_key(self.queue)
+        pipe: Any = self.client.pipeline(transaction=False)
+        pipe.hincrby(key, claim.tag, 1)
+        pipe.expire(key, ATTEMPTS_KEPT)
+        return int(pipe.execute()[0])
 
     def leave(self) -> None:
         """Give up the lease. The entry stays for the reapers, who look once more into the inbox."""

@@ -30,7 +30,7 @@ class Keeper:
 
     def __init__(self, client: redis.Redis, queue: str, lists: tuple[str, ...], hostname: str, lease: float) -> None:
         self._client = client
-        self._hostname = hostname
+        self.hostname = hostname
         self.claims = Claims(client, queue, lists, self._new_name(), lease)
         #: The worker's event loop, None before it runs.
         self.hub: Any = None
@@ -39,7 +39,7 @@ class Keeper:
 
     def _new_name(self) -> str:
         # Node names are given again after a restart; claims of an earlier life must not look like this one's.
-        return f"{self._hostname}:{uuid.uuid4().hex[:12]}"
+        return f"{self.hostname}:{uuid.uuid4().hex[:12]}"
 
     @property
     def member(self) -> str:
@@ -97,6 +97,23 @@ class Keeper:
         """A claim is finished and its result stored."""
         self.claims.ack(number)
         self.flush_soon()
+
+    def count_lost(self, number: int) -> int:
+        """Count one more attempt of a claim that a replica took down with it.
+
+        Returns:
+            The attempts so far; 0 when Redis does not say, so that nothing is given up by mistake.
+        """
+        claim = self.claims.held.get(number)
+        if claim is None:
+            return 0
+        try:
+            attempts = self.claims.count_lost(claim)
+        except redis.RedisError as exc:
+            logger.warning("An attempt cannot be counted now: %s", exc)
+            return 0
+        claim.started = False  # it is counted; handing it back must not count it again
+        return attempts
 
     def hand_back(self, numbers: Iterable[int], interrupted: bool = False) -> None:
         """Put claims back at the head of the queue.

@@ -24,6 +24,7 @@ from celery.worker import state as worker_state
 
 from ..autoscaler.decide import Observed, ReplicaState, ReplicaView
 from ..errors import RuntimeSystemError, RuntimeUserError
+from ..options import MAX_ATTEMPTS
 from ..replica import wire
 from ..supervisor.lifecycle import Drain, Load, Revive, Starts, State, StopReason, Tick
 from .job import Job, frame, guarded
@@ -289,10 +290,24 @@ class ReplicaPool(BasePool):
             del self.jobs[job.number]
             job.stop_timers()
             if not job.terminated:
-                job.fail(WorkerLostError(f"{cause} while it ran {job.task_name}[{job.task_id}]"))
+                self._lost_while_running(job, cause)
         if self._stopping:
             for job in unstarted:
                 self._hand_back(job)
+
+    def _lost_while_running(self, job: Job, cause: str) -> None:
+        """Give the task back to the queue, to be run again; a task that was lost too often fails instead."""
+        keeper = self.serving.keeper
+        what = f"{cause} while it ran {job.task_name}[{job.task_id}]"
+        task = self.serving.environment.tasks.get(job.task_name)
+        most = MAX_ATTEMPTS if task is None else task.max_attempts
+        if keeper is not None and job.claim is not None and (attempts := keeper.count_lost(job.claim)) >= most:
+            host = keeper.hostname
+            job.fail(
+                RuntimeSystemError("WorkerLost", f"{what} on {host}, attempt {attempts} of {most}: it is given up.")
+            )
+        else:
+            job.fail(WorkerLostError(what))
 
     def starts_changed(self) -> None:
         """A replica became ready or failed to: the environment may be failed now."""
@@ -302,7 +317,10 @@ class ReplicaPool(BasePool):
         self.dispatch()
 
     def _hopeless(self) -> bool:
-        return self.starts.failed and not self.replicas.live and time.monotonic() < self.starts.not_before
+        """Whether a task that comes now is failed at once; the first one after a back-off waits for the attempt."""
+        if not self.starts.failed or self.replicas.count(State.READY):
+            return False
+        return bool(self.replicas.count(State.STARTING)) or time.monotonic() < self.starts.not_before
 
     def _fail(self, job: Job) -> None:
         self.jobs.pop(job.number, None)

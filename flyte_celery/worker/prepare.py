@@ -101,8 +101,9 @@ def check_broker(app: Any) -> None:
     try:
         connection.ensure_connection(max_retries=4, interval_start=0.2, interval_step=0.5, timeout=BROKER_PATIENCE)
     except Exception as exc:
+        why = str(exc).rstrip(".")
         raise CannotServe(
-            f"The broker {redacted(connection.as_uri())} does not answer: {exc}. Start it or correct `broker_url`; to "
+            f"The broker {redacted(connection.as_uri())} does not answer: {why}. Start it or correct `broker_url`; to "
             "wait for it instead, set `broker_connection_retry_on_startup=True`."
         ) from None
     finally:

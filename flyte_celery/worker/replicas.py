@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from celery.utils.log import get_logger
 
+from ..names import REPLICA_VARIABLE
 from ..replica import wire
 from ..supervisor.lifecycle import (
     Child,
@@ -143,7 +144,7 @@ class Replicas:
             self.launch()
         assert self._launcher is not None
         number = next(self._numbers)
-        line = self._launcher.start(number, {"FLYTE_CELERY_REPLICA": str(number)})
+        line = self._launcher.start(number, {REPLICA_VARIABLE: str(number)})
         replica = Replica(Child(number, time.monotonic(), self._serving.patience), line)
         self._replicas[number] = replica
         if self.hub is not None:

@@ -13,6 +13,7 @@ from ..clock import SystemClock
 from ..fleet.catalogue import Catalogue
 from ..fleet.connection import connect
 from ..names import queue_name
+from ..settings import redacted
 from . import control
 from .pool import ReplicaPool
 from .serving import Serving
@@ -51,10 +52,12 @@ class AutoscalerStep(bootsteps.StartStopStep):
         control.register()
 
     def start(self, parent: Any) -> None:
-        """Tell the fleet's other processes that this environment exists."""
+        """Say what is served from where, and tell the fleet's other processes that this environment exists."""
         serving: Serving = parent.pool.serving
         conf = parent.app.conf
         catalogue = Catalogue(connect(conf.broker_read_url or conf.broker_url))
+        broker = redacted(conf.broker_read_url or conf.broker_url)
+        logger.info("%s: serves the queue %r of %s", serving.name, queue_name(serving.name), broker)
         description = {"queue": queue_name(serving.name), "tasks": sorted(serving.environment.tasks)}
         catalogue.publish(serving.name, description)
         parent.timer.call_repeatedly(PUBLISH_INTERVAL, catalogue.publish, (serving.name, description))

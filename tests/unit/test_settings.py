@@ -19,10 +19,8 @@ DEFAULTS = {
     "start_backoff": 1.0,
     "start_backoff_cap": 60.0,
     "max_start_failures": 3,
-    "heartbeat": 1.0,
     "lookahead": 0.05,
     "lease": 15.0,
-    "max_attempts": 3,
     "autoscale_interval": 1.0,
     "idle_ttl": None,
     "scaledown_ttl": None,
@@ -67,7 +65,7 @@ def test_a_url_comes_from_the_argument_then_our_variable_then_celerys(field: str
         ("FLYTE_CELERY_HOME", "/srv/shop", "project_dir", Path("/srv/shop")),
         ("FLYTE_CELERY_GRACE", "0", "grace", 0.0),
         ("FLYTE_CELERY_STARTUP_TIMEOUT", "1.5", "startup_timeout", 1.5),
-        ("FLYTE_CELERY_MAX_ATTEMPTS", "7", "max_attempts", 7),
+        ("FLYTE_CELERY_MAX_START_FAILURES", "7", "max_start_failures", 7),
         ("FLYTE_CELERY_IDLE_TTL", "2", "idle_ttl", 2.0),
     ],
 )
@@ -95,8 +93,8 @@ def test_times_are_kept_as_seconds_and_paths_as_absolute_paths(tmp_path: Path, m
         ({"lease": 0}, ValueError, "lease=0 is out of range: give finite seconds, more than 0."),
         ({"grace": "25"}, TypeError, "grace='25' is a str: give seconds as a number, or a timedelta."),
         ({"grace": True}, TypeError, "grace=True is a bool: give seconds as a number, or a timedelta."),
-        ({"max_attempts": 0}, ValueError, "max_attempts=0 is too small: give at least 1."),
-        ({"max_attempts": 2.0}, TypeError, "max_attempts=2.0 is a float: give a whole number."),
+        ({"max_start_failures": 0}, ValueError, "max_start_failures=0 is too small: give at least 1."),
+        ({"max_start_failures": 2.0}, TypeError, "max_start_failures=2.0 is a float: give a whole number."),
         (
             {"start_backoff": 5, "start_backoff_cap": 2},
             ValueError,
@@ -135,8 +133,8 @@ def test_an_unknown_setting_is_named_with_the_known_ones() -> None:
             "FLYTE_CELERY_GRACE='soon' is not a number of seconds: correct or remove the variable.",
         ),
         (
-            {"FLYTE_CELERY_MAX_ATTEMPTS": "2.5"},
-            "FLYTE_CELERY_MAX_ATTEMPTS='2.5' is not a whole number: correct or remove the variable.",
+            {"FLYTE_CELERY_MAX_START_FAILURES": "2.5"},
+            "FLYTE_CELERY_MAX_START_FAILURES='2.5' is not a whole number: correct or remove the variable.",
         ),
         (
             {"FLYTE_CELERY_LEASE": "-1"},

@@ -9,6 +9,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from flyte_celery import registry
 from tests.helpers import processes
 from tests.helpers.redis_server import DATABASES, RedisServer
 from tests.helpers.waiting import wait_until
@@ -74,6 +75,14 @@ def _started_since(before: set[int]) -> set[int]:
 def _kept_by_python(pid: int) -> bool:
     command = processes.command_line(pid)
     return any(name in command for name in _KEPT_BY_PYTHON)
+
+
+@pytest.fixture(autouse=True)
+def definitions_end_with_their_test() -> Iterator[None]:
+    """Forget which definitions a test has replaced: its environments are not in conflict with those of other tests."""
+    before = list(registry._replaced)
+    yield
+    registry._replaced[:] = before
 
 
 @pytest.fixture(scope="session")

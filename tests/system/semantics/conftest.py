@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Iterator
 from types import ModuleType
@@ -36,13 +35,10 @@ def project(
 @pytest.fixture(scope="package")
 def tasks(project: Project) -> Iterator[ModuleType]:
     """The project's module, imported here."""
-    before = os.environ.get("FLYTE_CELERY_BROKER_URL")
-    os.environ.update(project.variables)
-    module = importlib.import_module(_MODULE)
+    with pytest.MonkeyPatch.context() as patch:  # for the import alone: other tests are none of its business
+        for name, value in project.variables.items():
+            patch.setenv(name, value)
+        module = importlib.import_module(_MODULE)
     yield module
     module.app.close()
     del sys.modules[_MODULE]
-    if before is None:
-        del os.environ["FLYTE_CELERY_BROKER_URL"]
-    else:
-        os.environ["FLYTE_CELERY_BROKER_URL"] = before

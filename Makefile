@@ -5,11 +5,12 @@
 #   make lint     the static checks alone
 #   make format   let ruff rewrite the code
 #   make demo     the example of README.md, from nothing to its summary
+#   make bench    this project beside stock Celery: figures, not tests
 #   make lock     resolve the newest versions into constraints.txt (with the oldest supported Python)
 #   make clean    remove what these commands made
 
 .DEFAULT_GOAL := test
-.PHONY: setup test lint format demo lock clean
+.PHONY: setup test lint format demo bench lock clean
 
 # A name on PATH is not enough: a version manager's shim may stand for a version that is not installed, and some
 # systems ship Python without venv.
@@ -44,6 +45,9 @@ format: setup
 
 demo: setup
 	$(BIN)/python examples/digits/demo.py
+
+bench: setup
+	$(BIN)/python -m tests.benchmarks.core
 
 lock:
 	rm -rf .venv-lock

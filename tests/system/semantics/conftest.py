@@ -42,3 +42,10 @@ def tasks(project: Project) -> Iterator[ModuleType]:
     yield module
     module.app.close()
     del sys.modules[_MODULE]
+
+
+@pytest.fixture(autouse=True)
+def _variables(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the test's own notes go to the project's database."""
+    for name, value in project.variables.items():
+        monkeypatch.setenv(name, value)

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import redis
 
 from ..embedded import client_url
 
 #: Seconds that a command on the fleet's keys may take before the caller goes on without it.
 TIMEOUT = 2.0
+
+
+#: The oldest Redis with every command that claims need (BLMOVE, LMOVE, RPOP with a count).
+OLDEST_VERSION = (6, 2)
+
+
+def is_too_old(client: redis.Redis) -> bool:
+    """Whether the server lacks commands that claims need; one that does not tell its version is believed to be new."""
+    try:
+        info: Any = client.info("server")
+        version = tuple(int(part) for part in str(info["redis_version"]).split(".")[:2])
+    except (redis.RedisError, LookupError, ValueError):
+        return False
+    return version < OLDEST_VERSION
 
 
 def connect(broker_url: str | None) -> redis.Redis | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import Any
 
 import redis
@@ -131,6 +131,10 @@ class Keeper:
         except redis.RedisError as exc:
             # They stay in this worker's claims, and come back when its lease is over.
             logger.warning("%d claim(s) cannot be handed back now: %s", len(back), exc)
+
+    def keep_only(self, numbers: Set[int | None]) -> None:
+        """Hand back every claim but these."""
+        self.hand_back([number for number in self.claims.held if number not in numbers], interrupted=True)
 
     def release(self) -> None:
         """The worker stops: hand everything back that is still held, and give up the lease."""

@@ -87,8 +87,7 @@ class ReplicaPool(BasePool):
         if (keeper := self.serving.keeper) is not None:
             keeper.hub = loop
             # Celery has forgotten what it had scheduled or limited before it lost its connection; what is here stays.
-            mine = {job.claim for job in self.jobs.values()}
-            keeper.hand_back([number for number in keeper.claims.held if number not in mine])
+            keeper.keep_only({job.claim for job in self.jobs.values()})
             loop.call_repeatedly(keeper.claims.lease / 3, self._renew)
         loop.call_repeatedly(self.serving.settings.autoscale_interval, self.tick)
         self.on_change()
@@ -125,6 +124,9 @@ class ReplicaPool(BasePool):
             arrived_at=time.monotonic(),
             claim=None if self.serving.keeper is None else int(args[2]["properties"]["delivery_tag"]),
         )
+        if self._stopping:  # its time has come while running tasks are waited for
+            self._hand_back(job)
+            return job
         if self._hopeless():
             self._fail(job)
             return job
@@ -149,6 +151,8 @@ class ReplicaPool(BasePool):
         for job in list(self.jobs.values()):
             if job.replica is None:
                 self._hand_back(job)
+        if self.serving.keeper is not None:  # what Celery had scheduled for later, or limited
+            self.serving.keeper.keep_only({job.claim for job in self.jobs.values()})
 
     def on_stop(self) -> None:
         """Let running tasks finish for the grace period, then hand back what is left and end every replica."""

@@ -18,7 +18,7 @@ from celery.utils.nodenames import gethostname
 
 from ..autoscaler.decide import Limits
 from ..environment import TaskEnvironment, environments
-from ..fleet.connection import connect
+from ..fleet.connection import connect, is_too_old
 from ..names import PRIORITY_STEPS, priority_lists, queue_name
 from ..registry import check_conflicts
 from ..replica.application import find
@@ -139,7 +139,7 @@ def _claiming(worker: Any, environment: TaskEnvironment) -> Keeper | None:
     scheme = url.split("://", 1)[0]
     options = conf.broker_transport_options or {}
     client = connect(url) if scheme in ("redis", "redis+socket") and ";" not in url else None
-    if client is None or options.get("global_keyprefix") or options.get("sep"):
+    if client is None or options.get("global_keyprefix") or options.get("sep") or is_too_old(client):
         logger.warning(
             "%s: this broker has no leases and claims: a task that runs longer than the visibility timeout may run "
             "twice, and one that kills its worker is tried again without end.",

@@ -136,6 +136,18 @@ def test_a_worker_that_wakes_up_after_its_lease_ends_what_it_ran_and_begins_anew
     assert own.call("snc.sleep", 0.01, 2) == 2
 
 
+def test_a_worker_that_stops_hands_back_at_once_what_is_scheduled_for_later(own: Project) -> None:
+    """Not after its running tasks have ended: another worker may have time for it."""
+    own.send("snc.sleep", 5.0, 1)
+    own.wait(lambda: own.status("snc")["running"] == 1)
+    own.send("snc.sleep", 0.0, 2, countdown=600)
+    client = redis.Redis.from_url(own.url)
+    own.wait(lambda: sum(client.hlen(key) for key in client.scan_iter(names.claims_key("snc", "*"))) == 2)
+    own.workers[1].terminate()
+    own.wait(lambda: own.depth("snc") == 1, description="the scheduled task in the queue")
+    assert own.workers[1].process.poll() is None, own.workers[1].log_tail()
+
+
 def test_a_worker_that_ends_in_good_order_leaves_no_claim_behind(own: Project) -> None:
     client = redis.Redis.from_url(own.url)
     results = [own.send("snc.sleep", 0.2, n) for n in range(10)]

@@ -35,6 +35,8 @@ class Claim:
     list: int
     tag: str
     started: bool = False
+    #: Whether the pool has it, or had it until it ended.
+    taken: bool = False
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Set
+from collections.abc import Iterable
 from typing import Any
 
 import redis
@@ -132,9 +132,14 @@ class Keeper:
             # They stay in this worker's claims, and come back when its lease is over.
             logger.warning("%d claim(s) cannot be handed back now: %s", len(back), exc)
 
-    def keep_only(self, numbers: Set[int | None]) -> None:
-        """Hand back every claim but these."""
-        self.hand_back([number for number in self.claims.held if number not in numbers], interrupted=True)
+    def taken(self, number: int) -> None:
+        """The pool has a claim now; it stays until it is acknowledged or handed back by name."""
+        if (claim := self.claims.held.get(number)) is not None:
+            claim.taken = True
+
+    def hand_back_the_rest(self) -> None:
+        """Put back what the pool never had: what Celery has scheduled for later, or limited."""
+        self.hand_back([number for number, claim in self.claims.held.items() if not claim.taken])
 
     def release(self) -> None:
         """The worker stops: hand everything back that is still held, and give up the lease."""

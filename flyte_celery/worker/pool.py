@@ -87,7 +87,7 @@ class ReplicaPool(BasePool):
         if (keeper := self.serving.keeper) is not None:
             keeper.hub = loop
             # Celery has forgotten what it had scheduled or limited before it lost its connection; what is here stays.
-            keeper.keep_only({job.claim for job in self.jobs.values()})
+            keeper.hand_back_the_rest()
             loop.call_repeatedly(keeper.claims.lease / 3, self._renew)
         loop.call_repeatedly(self.serving.settings.autoscale_interval, self.tick)
         self.on_change()
@@ -124,6 +124,8 @@ class ReplicaPool(BasePool):
             arrived_at=time.monotonic(),
             claim=None if self.serving.keeper is None else int(args[2]["properties"]["delivery_tag"]),
         )
+        if job.claim is not None and self.serving.keeper is not None:
+            self.serving.keeper.taken(job.claim)
         if self._stopping:  # its time has come while running tasks are waited for
             self._hand_back(job)
             return job
@@ -151,8 +153,6 @@ class ReplicaPool(BasePool):
         for job in list(self.jobs.values()):
             if job.replica is None:
                 self._hand_back(job)
-        if self.serving.keeper is not None:  # what Celery had scheduled for later, or limited
-            self.serving.keeper.keep_only({job.claim for job in self.jobs.values()})
 
     def on_stop(self) -> None:
         """Let running tasks finish for the grace period, then hand back what is left and end every replica."""
@@ -164,14 +164,14 @@ class ReplicaPool(BasePool):
             self._wakeup.watch(hub)
         self.replicas.drain_all()
         deadline = time.monotonic() + self.serving.grace
+        if self.serving.keeper is not None:
+            self.serving.keeper.hand_back_the_rest()
         if self.jobs:
             logger.info("%s: waiting up to %g s for %s", self.serving.name, self.serving.grace, self._running_words())
         while hub is not None and self.jobs and time.monotonic() < deadline and not self._hurried():
             hub.call_later(min(0.5, max(0.0, deadline - time.monotonic())), lambda: None)
             hub.run_once()
         self._end(time.monotonic() if self._hurried() else deadline)
-        if hub is not None:
-            hub.run_once()  # the acknowledgements of what was just handed back
 
     def _take_second_sigterm(self) -> None:
         """Let another SIGTERM end the wait for running tasks; to Celery it would say again what the first one did."""
@@ -198,8 +198,15 @@ class ReplicaPool(BasePool):
                 replica.line.send((wire.CANCEL, job.number, None))
                 self.replicas.flush(replica)
         self.replicas.close(deadline + LAST_MOMENTS)
+        self._turn()
         if self.serving.keeper is not None:
             self.serving.keeper.release()
+
+    def _turn(self) -> None:
+        """Let Celery acknowledge what has just ended, which it does in the next turn of the event loop."""
+        if (hub := self.replicas.hub) is not None:
+            hub.call_later(0.01, lambda: None)
+            hub.run_once()
 
     def grow(self, n: int = 1) -> None:
         """Celery's `pool_grow` acts on the autoscaler's bounds instead, see `control`."""

@@ -87,9 +87,12 @@ class Claims:
 
     def claim_command(self, most: int) -> tuple[Any, ...]:
         """The command that claims up to `most` messages; give its reply to `claimed`."""
+        return script("claim").command(*self._claim_arguments(most))
+
+    def _claim_arguments(self, most: int) -> tuple[list[str], list[Any]]:
         keys = [names.workers_key(), self._claims, self._inbox, *self.lists]
         inbox = "" if self._in_inbox is None else self._in_inbox
-        return script("claim").command(keys, [names.worker_member(self.queue, self.worker), inbox, self._next, most])
+        return keys, [names.worker_member(self.queue, self.worker), inbox, self._next, most]
 
     def claimed(self, reply: Any) -> list[Claim]:
         """The claims that a reply to `claim_command` brings.
@@ -133,11 +136,6 @@ class Claims:
         if self.held.pop(number, None) is not None:
             self._acks.append(number)
 
-    @property
-    def unwritten(self) -> bool:
-        """Whether `flush` has something to write."""
-        return bool(self._acks or self._begun)
-
     def flush(self) -> None:
         """Write what was noted, all in one round trip. What cannot be written stays noted.
 
@@ -174,18 +172,15 @@ class Claims:
         if not back:
             return []
         if self._in_inbox is not None:
-            script("claim").run(
-                self.client,
-                [names.workers_key(), self._claims, self._inbox, *self.lists],
-                [names.worker_member(self.queue, self.worker), self._in_inbox, self._next, 0],
-            )
+            script("claim").run(self.client, *self._claim_arguments(0))
             self._in_inbox = None
         args: list[Any] = []
         for claim in back:
-            self.held.pop(claim.id, None)
             args += [claim.id, claim.list + 1, claim.message, claim.tag, int(claim.started)]
         keys = [self._claims, self._started, names.attempts_key(self.queue), *self.lists]
         counts: list[int] = script("hand_back").run(self.client, keys, args)
+        for claim in back:  # only now: what Redis did not take is still this worker's
+            self.held.pop(claim.id, None)
         return counts
 
     def count_lost(self, claim: Claim) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import contextlib
 import uuid
 from collections.abc import Iterable
 from typing import Any
@@ -35,7 +35,8 @@ class Keeper:
         #: The worker's event loop, None before it runs.
         self.hub: Any = None
         self._flush_asked = False
-        self.renewed_at = 0.0
+        #: Claims that Redis did not take back when it was asked to.
+        self._owed: list[int] = []
 
     def _new_name(self) -> str:
         # Node names are given again after a restart; claims of an earlier life must not look like this one's.
@@ -58,7 +59,6 @@ class Keeper:
     def begin(self) -> None:
         """Take the lease."""
         self.claims.take_lease()
-        self.renewed_at = time.monotonic()
 
     def renew(self) -> bool:
         """Renew the lease.
@@ -75,9 +75,12 @@ class Keeper:
             logger.error("%s Its tasks are run by others; what still runs here is ended.", exc)
             claims = self.claims
             self.claims = Claims(self._client, claims.queue, claims.lists, self._new_name(), claims.lease)
-            self.begin()
+            self._owed.clear()
+            with contextlib.suppress(redis.RedisError):  # without a lease the next renewal finds it lost again
+                self.begin()
             return False
-        self.renewed_at = time.monotonic()
+        owed, self._owed = self._owed, []
+        self.hand_back(owed)
         return True
 
     def reap(self) -> None:
@@ -129,8 +132,8 @@ class Keeper:
         try:
             self.claims.hand_back(back)
         except redis.RedisError as exc:
-            # They stay in this worker's claims, and come back when its lease is over.
-            logger.warning("%d claim(s) cannot be handed back now: %s", len(back), exc)
+            logger.warning("%d claim(s) cannot be handed back now, they will be: %s", len(back), exc)
+            self._owed += [claim.id for claim in back]
 
     def taken(self, number: int) -> None:
         """The pool has a claim now; it stays until it is acknowledged or handed back by name."""

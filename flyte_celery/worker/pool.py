@@ -408,6 +408,7 @@ class ReplicaPool(BasePool):
         self.waiting.clear()
         for replica in self.replicas.in_state(State.READY, State.DRAINING):
             if replica.jobs:
+                replica.jobs.clear()  # when it is gone, nothing of it is to be run again here
                 self.replicas.kill(replica, StopReason.LEASE_LOST)
 
     def start_replicas(self, n: int) -> int:

@@ -116,7 +116,8 @@ def _become(worker: Any, environment: TaskEnvironment) -> None:
     nick, _, host = worker.hostname.partition("@")
     if nick == "celery":  # nobody gave it a name
         worker.hostname = f"{name}@{host or gethostname()}"
-    serving = _serving(worker, environment, _claiming(worker, environment))
+    broker_url = app.conf.broker_read_url or app.conf.broker_url
+    serving = _serving(worker, environment, broker_url, _claiming(worker, environment, broker_url))
     worker.pool_cls = type("ReplicaPool", (ReplicaPool,), {"serving": serving, "__module__": ReplicaPool.__module__})
     # Celery's consumer takes its prefetch count from these two: as many messages as can run at once.
     worker.concurrency = max(1, serving.capacity)
@@ -129,13 +130,12 @@ def _become(worker: Any, environment: TaskEnvironment) -> None:
     app.conf.worker_enable_prefetch_count_reduction = False
 
 
-def _claiming(worker: Any, environment: TaskEnvironment) -> Keeper | None:
+def _claiming(worker: Any, environment: TaskEnvironment, url: str) -> Keeper | None:
     """Choose the transport with claims where the broker can have them.
 
     Elsewhere Celery's own transport serves the queue, and the worker says which promises are weaker.
     """
     conf = worker.app.conf
-    url = conf.broker_read_url or conf.broker_url
     scheme = url.split("://", 1)[0]
     options = conf.broker_transport_options or {}
     client = connect(url) if scheme in ("redis", "redis+socket") and ";" not in url else None
@@ -159,7 +159,7 @@ def _claiming(worker: Any, environment: TaskEnvironment) -> Keeper | None:
     return keeper
 
 
-def _serving(worker: Any, environment: TaskEnvironment, keeper: Keeper | None) -> Serving:
+def _serving(worker: Any, environment: TaskEnvironment, broker_url: str, keeper: Keeper | None) -> Serving:
     options = worker.options
     settings = Settings.from_environ(os.environ)
     policy = environment.reusable
@@ -201,6 +201,7 @@ def _serving(worker: Any, environment: TaskEnvironment, keeper: Keeper | None) -
             preload=environment.resources is None or environment.resources.get_device() is None,
             startup_timeout=settings.startup_timeout,
         ),
+        broker_url=broker_url,
         keeper=keeper,
         fenced=keeper is not None and keeper.shares_server_with(worker.app.backend),
         environ={name: str(value) for name, value in (environment.env_vars or {}).items()},

@@ -25,6 +25,8 @@ class Serving:
     grace: float
     settings: Settings
     plan: ReplicaPlan
+    #: The broker as the app was configured with it; the worker's own URL may name another transport.
+    broker_url: str
     #: The keeper of its claims; None where the broker is no Redis that claims can live on.
     keeper: Keeper | None = None
     #: Whether results are kept where the leases are, so that a worker that lost its lease cannot store any.

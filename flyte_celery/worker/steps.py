@@ -54,9 +54,8 @@ class AutoscalerStep(bootsteps.StartStopStep):
     def start(self, parent: Any) -> None:
         """Say what is served from where, and tell the fleet's other processes that this environment exists."""
         serving: Serving = parent.pool.serving
-        conf = parent.app.conf
-        catalogue = Catalogue(connect(conf.broker_read_url or conf.broker_url))
-        broker = redacted(conf.broker_read_url or conf.broker_url)
+        catalogue = Catalogue(connect(serving.broker_url))
+        broker = redacted(serving.broker_url)
         logger.info("%s: serves the queue %r of %s", serving.name, queue_name(serving.name), broker)
         description = {"queue": queue_name(serving.name), "tasks": sorted(serving.environment.tasks)}
         catalogue.publish(serving.name, description)

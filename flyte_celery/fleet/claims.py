@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import redis
+from redis.exceptions import NoScriptError
 
 from .. import names
+from .messages import lost_once_more
 from .scripts import script
-
-#: Seconds for which lost starts are remembered after the last one of their queue.
-ATTEMPTS_KEPT = 7 * 24 * 3600
 
 
 class LeaseLostError(Exception):
@@ -33,7 +32,9 @@ class Claim:
     message: bytes
     #: Index of the priority list that it came from, and goes back to.
     list: int
-    tag: str
+    #: Starts of it that were lost before this worker had it, and what the last one was lost to.
+    attempts: int = 0
+    lost_to: str = ""
     started: bool = False
     #: Whether the pool has it, or had it until it ended.
     taken: bool = False
@@ -62,6 +63,7 @@ class Claims:
     #: The claim whose message still is in the inbox.
     _in_inbox: int | None = None
     _acks: list[int] = field(default_factory=list)
+    _burials: list[tuple[int, str]] = field(default_factory=list)
     _begun: list[int] = field(default_factory=list)
 
     # -- Lease -------------------------------------------------------------------------------------------------------
@@ -118,7 +120,7 @@ class Claims:
         return [claim]
 
     def _hold(self, message: bytes) -> Claim:
-        claim = self.held[self._next] = Claim(self._next, message, 0, "")
+        claim = self.held[self._next] = Claim(self._next, message, 0)
         self._next += 1
         return claim
 
@@ -131,9 +133,18 @@ class Claims:
             claim.started = True
             self._begun.append(number)
 
-    def ack(self, number: int) -> None:
-        """Note that a claim is finished and its result stored; `flush` writes it."""
-        if self.held.pop(number, None) is not None:
+    def ack(self, number: int, letter: str = "") -> None:
+        """Note that a claim is finished and its result stored; `flush` writes it.
+
+        Args:
+            number: The claim.
+            letter: The dead letter to keep when the message was given up.
+        """
+        if self.held.pop(number, None) is None:
+            return
+        if letter:
+            self._burials.append((number, letter))
+        else:
             self._acks.append(number)
 
     def flush(self) -> None:
@@ -142,54 +153,78 @@ class Claims:
         Raises:
             redis.RedisError: Redis does not answer.
         """
-        acks, begun = self._acks, [number for number in self._begun if number in self.held]
-        if not acks and not begun:
+        acks, burials = self._acks, self._burials
+        begun = [number for number in self._begun if number in self.held]
+        if not (acks or burials or begun):
             self._begun.clear()
             return
         adopt = self._in_inbox
-        pipe: Any = self.client.pipeline(transaction=False)
-        with pipe:
-            if adopt is not None:  # an acknowledged claim must not stay behind in the inbox
-                pipe.execute_command(*self.claim_command(0))
-            if begun:
-                pipe.hset(self._started, mapping=dict.fromkeys(map(str, begun), 1))
-            if acks:
-                pipe.hdel(self._claims, *map(str, acks))
-                pipe.hdel(self._started, *map(str, acks))
-            pipe.execute()
+        try:
+            with self.client.pipeline(transaction=False) as pipe:
+                self._write(pipe, adopt, begun)
+                pipe.execute()
+        except NoScriptError:  # the server was restarted since it was given the scripts
+            for name in ("claim", "bury"):
+                self.client.script_load(script(name).text)
+            return self.flush()
         if adopt is not None:
             self._in_inbox = None
-        del self._acks[: len(acks)]
+        del acks[:], burials[:]
         self._begun.clear()
 
-    def hand_back(self, claims: Iterable[Claim]) -> list[int]:
+    def _write(self, pipe: Any, adopt: int | None, begun: list[int]) -> None:
+        if adopt is not None:  # an acknowledged claim must not stay behind in the inbox
+            pipe.execute_command(*self.claim_command(0))
+        if begun:
+            pipe.hset(self._started, mapping=dict.fromkeys(map(str, begun), 1))
+        if self._acks:
+            pipe.hdel(self._claims, *map(str, self._acks))
+            pipe.hdel(self._started, *map(str, self._acks))
+        for number, letter in self._burials:
+            keys = [self._claims, self._started, names.dead_key(self.queue)]
+            pipe.execute_command(*script("bury").command(keys, [number, letter]))
+
+    def owns(self, number: int) -> bool:
+        """Ask Redis whether a claim still is this worker's: neither finished with its result, nor handed on.
+
+        Raises:
+            redis.RedisError: Redis does not answer.
+        """
+        self._adopt()
+        pipe: Any = self.client.pipeline(transaction=False)
+        pipe.hexists(self._claims, str(number))
+        pipe.zscore(names.workers_key(), names.worker_member(self.queue, self.worker))
+        held, lease = pipe.execute()
+        return bool(held) and lease is not None and lease > 0
+
+    def hand_back(self, claims: Iterable[Claim]) -> int:
         """Put claims back at the head of the queue, in the order in which they came.
 
         Returns:
-            For each, newest first, how often a start of it was lost; -1 for one that was no longer held.
+            How many went back; the others were no longer this worker's.
         """
         back = sorted(claims, key=lambda claim: claim.id, reverse=True)
         if not back:
-            return []
+            return 0
+        self._adopt()
+        args: list[Any] = []
+        for claim in back:
+            message = lost_once_more(claim.message, claim.lost_to) if claim.started else claim.message
+            args += [claim.id, claim.list + 1, message]
+        went = script("hand_back").run(self.client, [self._claims, self._started, *self.lists], args)
+        for claim in back:  # only now: what Redis did not take is still this worker's
+            self.held.pop(claim.id, None)
+        return int(sum(went))
+
+    def fence(self, number: int) -> tuple[str, str]:
+        """What a result of a claim is stored under: the worker, and the claim where Redis has it among the claims."""
+        return names.worker_member(self.queue, self.worker), "" if number == self._in_inbox else str(number)
+
+    def _adopt(self) -> None:
+        """Let the message in the inbox be a claim like all others."""
         if self._in_inbox is not None:
             script("claim").run(self.client, *self._claim_arguments(0))
             self._in_inbox = None
-        args: list[Any] = []
-        for claim in back:
-            args += [claim.id, claim.list + 1, claim.message, claim.tag, int(claim.started)]
-        keys = [self._claims, self._started, names.attempts_key(self.queue), *self.lists]
-        counts: list[int] = script("hand_back").run(self.client, keys, args)
-        for claim in back:  # only now: what Redis did not take is still this worker's
-            self.held.pop(claim.id, None)
-        return counts
-
-    def count_lost(self, claim: Claim) -> int:
-        """Count one more lost start of a message and say how many there were."""
-        key = names.attempts_key(self.queue)
-        pipe: Any = self.client.pipeline(transaction=False)
-        pipe.hincrby(key, claim.tag, 1)
-        pipe.expire(key, ATTEMPTS_KEPT)
-        return int(pipe.execute()[0])
 
     def leave(self) -> None:
         """Give up the lease. The entry stays for the reapers, who look once more into the inbox."""

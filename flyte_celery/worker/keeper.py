@@ -11,7 +11,9 @@ import redis
 from celery.utils.log import get_logger
 
 from ..fleet.claims import Claim, Claims, LeaseLostError
+from ..fleet.dead import dead_letter
 from ..fleet.reaper import reap
+from ..fleet.storing import UNFENCED
 from ..names import worker_member
 
 logger = get_logger("flyte_celery.worker")
@@ -37,6 +39,8 @@ class Keeper:
         self._flush_asked = False
         #: Claims that Redis did not take back when it was asked to.
         self._owed: list[int] = []
+        #: Dead letters of claims that are being given up.
+        self._letters: dict[int, str] = {}
 
     def _new_name(self) -> str:
         # Node names are given again after a restart; claims of an earlier life must not look like this one's.
@@ -76,6 +80,7 @@ class Keeper:
             claims = self.claims
             self.claims = Claims(self._client, claims.queue, claims.lists, self._new_name(), claims.lease)
             self._owed.clear()
+            self._letters.clear()
             with contextlib.suppress(redis.RedisError):  # without a lease the next renewal finds it lost again
                 self.begin()
             return False
@@ -97,26 +102,28 @@ class Keeper:
         self.flush_soon()
 
     def ack(self, number: int) -> None:
-        """A claim is finished and its result stored."""
-        self.claims.ack(number)
+        """A claim is finished and its result stored; one that was given up is kept among the dead letters."""
+        self.claims.ack(number, self._letters.pop(number, ""))
         self.flush_soon()
 
-    def count_lost(self, number: int) -> int:
-        """Count one more attempt of a claim that a replica took down with it.
+    def give_up(self, number: int, attempts: int, cause: str) -> None:
+        """A claim fails because its starts were lost; its acknowledgement will bury it."""
+        if (claim := self.claims.held.get(number)) is not None:
+            self._letters[number] = dead_letter(claim.message, attempts, cause, self.hostname).encoded()
 
-        Returns:
-            The attempts so far; 0 when Redis does not say, so that nothing is given up by mistake.
-        """
-        claim = self.claims.held.get(number)
-        if claim is None:
-            return 0
+    def owns(self, number: int) -> bool:
+        """Whether a claim still is this worker's, so that it may say how it ended; believed while Redis is silent."""
+        if number not in self.claims.held:
+            return False
         try:
-            attempts = self.claims.count_lost(claim)
+            return self.claims.owns(number)
         except redis.RedisError as exc:
-            logger.warning("An attempt cannot be counted now: %s", exc)
-            return 0
-        claim.started = False  # it is counted; handing it back must not count it again
-        return attempts
+            logger.warning("The claim of a lost task cannot be looked up: %s", exc)
+            return True
+
+    def fence(self, number: int | None) -> tuple[str, str]:
+        """What the results of a claim are stored under."""
+        return UNFENCED if number is None else self.claims.fence(number)
 
     def hand_back(self, numbers: Iterable[int], interrupted: bool = False) -> None:
         """Put claims back at the head of the queue.
@@ -129,16 +136,18 @@ class Keeper:
         back: list[Claim] = [held[number] for number in numbers if number in held]
         for claim in back:
             claim.started = claim.started and not interrupted
+            self._letters.pop(claim.id, None)
         try:
             self.claims.hand_back(back)
         except redis.RedisError as exc:
             logger.warning("%d claim(s) cannot be handed back now, they will be: %s", len(back), exc)
             self._owed += [claim.id for claim in back]
 
-    def taken(self, number: int) -> None:
+    def taken(self, number: int) -> Claim | None:
         """The pool has a claim now; it stays until it is acknowledged or handed back by name."""
         if (claim := self.claims.held.get(number)) is not None:
             claim.taken = True
+        return claim
 
     def hand_back_the_rest(self) -> None:
         """Put back what the pool never had: what Celery has scheduled for later, or limited."""

@@ -12,7 +12,6 @@ import pickle
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
@@ -24,12 +23,14 @@ from celery.worker import state as worker_state
 
 from ..autoscaler.decide import Observed, ReplicaState, ReplicaView
 from ..errors import RuntimeSystemError, RuntimeUserError
-from ..options import MAX_ATTEMPTS
+from ..fleet.storing import UNFENCED
 from ..replica import wire
 from ..supervisor.lifecycle import Drain, Load, Revive, Starts, State, StopReason, Tick
 from .job import Job, frame, guarded
+from .losses import after_loss, given_up, last_chance, most_attempts
 from .replicas import Replica, Replicas
 from .serving import Serving
+from .waiting import Waiting
 from .wakeup import SignalWakeup
 
 logger = get_logger("flyte_celery.worker")
@@ -60,7 +61,7 @@ class ReplicaPool(BasePool):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.jobs: dict[int, Job] = {}
-        self.waiting: deque[Job] = deque()
+        self.waiting = Waiting()
         self._numbers = itertools.count(1)
         settings = self.serving.settings
         self.starts = Starts(settings.max_start_failures, settings.start_backoff, settings.start_backoff_cap)
@@ -108,11 +109,13 @@ class ReplicaPool(BasePool):
     ) -> Job:
         """Take a task. `target` is Celery's tracer, which the replica calls itself."""
         number = next(self._numbers)
+        keeper = self.serving.keeper
+        claim = None if keeper is None else int(args[2]["properties"]["delivery_tag"])
         job = Job(
             number=number,
             task_name=args[0],
             task_id=correlation_id,
-            frame=frame(number, args, self._lease()),
+            frame=frame(number, args, self._fence(claim)),
             on_accepted=guarded(accept_callback),
             on_done=guarded(callback),
             on_error=guarded(error_callback),
@@ -122,24 +125,35 @@ class ReplicaPool(BasePool):
             on_loop=args[0] in self._async_names,
             terminator=self._terminate,
             arrived_at=time.monotonic(),
-            claim=None if self.serving.keeper is None else int(args[2]["properties"]["delivery_tag"]),
+            claim=claim,
         )
-        if job.claim is not None and self.serving.keeper is not None:
-            self.serving.keeper.taken(job.claim)
-        if self._stopping:  # its time has come while running tasks are waited for
-            self._hand_back(job)
-            return job
-        if self._hopeless():
-            self._fail(job)
-            return job
-        self.jobs[number] = job
-        self.waiting.append(job)
-        self.dispatch()
+        if self._admitted(job):
+            self.jobs[number] = job
+            self.waiting.add(job)
+            self.dispatch()
         return job
 
-    def _lease(self) -> str:
+    def _admitted(self, job: Job) -> bool:
+        """Whether a task may wait for a replica; one that may not has its outcome when this returns."""
         keeper = self.serving.keeper
-        return keeper.member if keeper is not None and self.serving.fenced else ""
+        claim = None if keeper is None or job.claim is None else keeper.taken(job.claim)
+        if self._stopping:  # its time has come while running tasks are waited for
+            self._hand_back(job)
+            return False
+        if self._hopeless():
+            self._fail(job)
+            return False
+        if keeper is not None and claim is not None and claim.attempts:
+            most = most_attempts(self.serving.environment, job.task_name)
+            job.alone = last_chance(claim.attempts, most)
+            if (failure := given_up(job, most, keeper)) is not None:
+                job.fail(failure)
+                return False
+        return True
+
+    def _fence(self, claim: int | None) -> tuple[str, str]:
+        keeper = self.serving.keeper
+        return keeper.fence(claim) if keeper is not None and self.serving.fenced else UNFENCED
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:
         """Nothing: a replica runs many tasks, so none is ended by its process id.
@@ -232,10 +246,11 @@ class ReplicaPool(BasePool):
 
     def dispatch(self) -> None:
         """Give waiting tasks to replicas with free slots, then tell the autoscaler."""
-        while self.waiting and (replica := self.replicas.with_free_slot()) is not None:
-            job = self.waiting.popleft()
+        while (next_up := self.waiting.next(self.replicas)) is not None:
+            job, replica = next_up
             if job.withdrawn():
                 del self.jobs[job.number]
+                replica.alone = replica.alone and bool(replica.jobs)
                 continue
             job.replica = replica.number
             replica.jobs[job.number] = job
@@ -296,7 +311,7 @@ class ReplicaPool(BasePool):
         replica.jobs.clear()
         for job in unstarted:
             job.replica = None
-        self.waiting.extendleft(reversed(unstarted))
+        self.waiting.put_back(unstarted)
         for job in begun:
             del self.jobs[job.number]
             job.stop_timers()
@@ -309,22 +324,16 @@ class ReplicaPool(BasePool):
     def _lost_while_running(self, job: Job, cause: str) -> None:
         """Give the task back to the queue, to be run again; a task that was lost too often fails instead."""
         keeper = self.serving.keeper
-        what = f"{cause} while it ran {job.task_name}[{job.task_id}]"
-        task = self.serving.environment.tasks.get(job.task_name)
-        most = MAX_ATTEMPTS if task is None else task.max_attempts
-        if keeper is not None and job.claim is not None and (attempts := keeper.count_lost(job.claim)) >= most:
-            host = keeper.hostname
-            job.fail(
-                RuntimeSystemError("WorkerLost", f"{what} on {host}, attempt {attempts} of {most}: it is given up.")
-            )
+        if keeper is None:
+            job.fail(WorkerLostError(f"{cause} while it ran {job.words}"))
         else:
-            job.fail(WorkerLostError(what))
+            job.fail(after_loss(job, cause, most_attempts(self.serving.environment, job.task_name), keeper))
 
     def starts_changed(self) -> None:
         """A replica became ready or failed to: the environment may be failed now."""
         if self._hopeless():
-            while self.waiting:
-                self._fail(self.waiting.popleft())
+            for job in self.waiting.clear():
+                self._fail(job)
         self.dispatch()
 
     def _hopeless(self) -> bool:
@@ -380,7 +389,7 @@ class ReplicaPool(BasePool):
         return None if job.replica is None else self.replicas.get(job.replica)
 
     def _running_words(self) -> str:
-        names = [f"{job.task_name}[{job.task_id}]" for job in itertools.islice(self.jobs.values(), 5)]
+        names = [job.words for job in itertools.islice(self.jobs.values(), 5)]
         more = f" and {len(self.jobs) - 5} more" if len(self.jobs) > 5 else ""
         return f"{len(self.jobs)} running task(s): {', '.join(names)}{more}"
 

@@ -20,6 +20,7 @@ from ..autoscaler.decide import Limits
 from ..environment import TaskEnvironment, environments
 from ..fleet.connection import connect, is_too_old
 from ..names import PRIORITY_STEPS, priority_lists, queue_name
+from ..options import check_grace
 from ..registry import check_conflicts
 from ..replica.application import find
 from ..replica.plan import Logging, ReplicaPlan
@@ -178,13 +179,12 @@ def _serving(worker: Any, environment: TaskEnvironment, broker_url: str, keeper:
             idle_ttl=_seconds(options.get("idle_ttl"), settings.idle_ttl, policy.idle_ttl),
         )
         max_tasks = worker.max_tasks_per_child or None
-    grace = options.get("grace")
     return Serving(
         environment=environment,
         limits=limits,
         max_tasks=max_tasks,
         patience=Patience(startup=_startup_patience(environment, settings.startup_timeout), stop=10.0),
-        grace=settings.grace if grace is None else float(grace),
+        grace=settings.grace_for(options.get("grace"), check_grace(environment.grace)),
         settings=settings,
         plan=ReplicaPlan(
             application=find(worker.app),

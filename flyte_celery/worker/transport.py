@@ -22,6 +22,7 @@ from kombu.utils.json import loads
 from redis.exceptions import NoScriptError
 
 from ..fleet.claims import Claim, LeaseLostError
+from ..fleet.messages import attempts_of
 from ..fleet.scripts import script
 from ..names import priority_index
 from .keeper import Keeper
@@ -148,7 +149,7 @@ class Channel(kombu_redis.Channel):
     def _message_of(self, claim: Claim) -> dict[str, Any]:
         message: dict[str, Any] = loads(bytes_to_str(claim.message))
         properties = message["properties"]
-        claim.tag = str(properties.get("delivery_tag"))
+        claim.attempts, claim.lost_to = attempts_of(properties)
         claim.list = priority_index(self._get_message_priority(message, reverse=False), self.priority_steps)
         # Everything above acknowledges by delivery tag. The claim's id is unique in this worker; tags of foreign
         # publishers need not be.

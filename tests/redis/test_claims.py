@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,7 @@ import redis
 
 from flyte_celery import names
 from flyte_celery.fleet.claims import Claims, LeaseLostError
+from flyte_celery.fleet.messages import attempts_of
 from flyte_celery.fleet.reaper import reap
 from flyte_celery.fleet.scripts import script
 from tests.conftest import wait_until
@@ -120,8 +122,8 @@ def test_handing_back_twice_returns_a_message_once(claims_of: MakeClaims, server
     claims = claims_of()
     claim(claims, 1)
     held = list(claims.held.values())
-    assert claims.hand_back(held) == [0]
-    assert claims.hand_back(held) == [-1]
+    assert claims.hand_back(held) == 1
+    assert claims.hand_back(held) == 0
     assert queued(server) == ["a"]
 
 
@@ -137,7 +139,10 @@ def test_the_claims_of_a_dead_worker_come_back_and_its_started_ones_count_as_an_
     wait_until(lambda: reap(server), timeout=5, description="the lease to be over")
     assert queued(server) == ["a", "b", "c"]
     assert queued(server, priority=3) == ["urgent"]
-    assert server.hgetall(names.attempts_key(QUEUE)) == {b"b": b"1"}
+    again = claims_of("again")
+    claim(again, 9)
+    lost = {tag(each.message): attempts_of(json.loads(each.message)["properties"]) for each in again.held.values()}
+    assert lost == {"a": (0, ""), "b": (1, "The worker dead was lost"), "c": (0, ""), "urgent": (0, "")}
     assert reap(server) == []
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import redis
 
 from .. import names
+from .catalogue import priority_steps
 from .messages import forgiven, priority_of
 from .scripts import script
 
@@ -76,10 +77,11 @@ class DeadLetters:
         Returns:
             The letters of what went back, oldest first.
         """
-        lists = names.priority_lists(self._queue)
+        steps = priority_steps(self._client, self._queue)
+        lists = names.priority_lists(self._queue, steps)
         back = []
         for data, letter in self._found(ids):
-            into = lists[names.priority_index(priority_of(letter.message))]
+            into = lists[names.priority_index(priority_of(letter.message), steps)]
             keys = [names.dead_key(self._queue), into]
             if script("revive").run(self._client, keys, [data, forgiven(letter.message)]):
                 back.append(letter)

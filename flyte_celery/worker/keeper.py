@@ -37,6 +37,8 @@ class Keeper:
         #: The worker's event loop, None before it runs.
         self.hub: Any = None
         self._flush_asked = False
+        #: Redis did not answer lately: what is noted waits for the next renewal, and nobody waits for a time-out.
+        self._away = False
         #: Claims that Redis did not take back when it was asked to.
         self._owed: list[int] = []
         #: Dead letters of claims that are being given up.
@@ -61,8 +63,9 @@ class Keeper:
         )
 
     def begin(self) -> None:
-        """Take the lease."""
-        self.claims.take_lease()
+        """Take the lease; while Redis does not answer the next renewal finds none, and takes one."""
+        with contextlib.suppress(redis.RedisError):
+            self.claims.take_lease()
 
     def renew(self) -> bool:
         """Renew the lease.
@@ -74,6 +77,7 @@ class Keeper:
             self.claims.renew_lease()
         except redis.RedisError as exc:
             logger.warning("The lease could not be renewed: %s", exc)
+            self._away = True
             return True
         except LeaseLostError as exc:
             logger.error("%s Its tasks are run by others; what still runs here is ended.", exc)
@@ -81,12 +85,20 @@ class Keeper:
             self.claims = Claims(self._client, claims.queue, claims.lists, self._new_name(), claims.lease)
             self._owed.clear()
             self._letters.clear()
-            with contextlib.suppress(redis.RedisError):  # without a lease the next renewal finds it lost again
-                self.begin()
+            self.begin()
             return False
+        self._away = False
+        self.flush()
         owed, self._owed = self._owed, []
         self.hand_back(owed)
         return True
+
+    def answers(self) -> bool:
+        """Whether Redis answers."""
+        try:
+            return bool(self._client.ping())
+        except redis.RedisError:
+            return False
 
     def reap(self) -> None:
         """Hand back the claims of workers that are dead, of any environment."""
@@ -149,9 +161,15 @@ class Keeper:
             claim.taken = True
         return claim
 
-    def hand_back_the_rest(self) -> None:
-        """Put back what the pool never had: what Celery has scheduled for later, or limited."""
-        self.hand_back([number for number, claim in self.claims.held.items() if not claim.taken])
+    def hand_back_now(self, numbers: Iterable[int | None] = ()) -> None:
+        """Put back, all at once, what no replica has begun.
+
+        Args:
+            numbers: Claims of the pool. What the pool never had goes with them: what Celery has scheduled for later, or
+                limited.
+        """
+        begun = {number for number, claim in self.claims.held.items() if claim.taken}.difference(numbers)
+        self.hand_back([number for number in self.claims.held if number not in begun])
 
     def release(self) -> None:
         """The worker stops: hand everything back that is still held, and give up the lease."""
@@ -164,7 +182,7 @@ class Keeper:
 
     def flush_soon(self) -> None:
         """Write what was noted at the end of this turn of the event loop."""
-        if self._flush_asked:
+        if self._flush_asked or self._away:
             return
         # Not kombu's `get_event_loop`: after a lost connection it knows none, though the same one goes on.
         if self.hub is None:
@@ -179,4 +197,5 @@ class Keeper:
         try:
             self.claims.flush()
         except redis.RedisError as exc:
+            self._away = True
             logger.warning("Acknowledgements wait for Redis: %s", exc)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import itertools
 import pickle
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
@@ -19,7 +17,6 @@ from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery.concurrency.base import BasePool
 from celery.exceptions import Reject, WorkerLostError
 from celery.utils.log import get_logger
-from celery.worker import state as worker_state
 
 from ..autoscaler.decide import Observed, ReplicaState, ReplicaView
 from ..errors import RuntimeSystemError, RuntimeUserError
@@ -30,6 +27,7 @@ from .job import Job, frame, guarded
 from .losses import after_loss, given_up, last_chance, most_attempts
 from .replicas import Replica, Replicas
 from .serving import Serving
+from .stopping import Stopping
 from .waiting import Waiting
 from .wakeup import SignalWakeup
 
@@ -37,9 +35,6 @@ logger = get_logger("flyte_celery.worker")
 
 #: Seconds that a cancelled coroutine has to end before its replica is killed for it.
 CANCEL_PATIENCE = 10.0
-
-#: Seconds beyond its grace period in which a worker lets cancelled coroutines and shutdown hooks end.
-LAST_MOMENTS = 1.0
 
 _VIEWED = {
     State.STARTING: ReplicaState.STARTING,
@@ -69,8 +64,7 @@ class ReplicaPool(BasePool):
         #: Called when demand may have changed; the autoscaler sets it.
         self.on_change: Callable[[], None] = lambda: None
         self._async_names = {task.name for task in self.serving.environment.tasks.values() if task.is_async}
-        self._stopping = False
-        self._hurry = False
+        self.stopping = Stopping(self, self.serving.grace)
         self._wakeup = SignalWakeup()
         #: Running average of task durations in seconds, None before the first.
         self.mean_duration: float | None = None
@@ -83,15 +77,27 @@ class ReplicaPool(BasePool):
 
     def register_with_event_loop(self, loop: Any) -> None:
         """Watch every socket; Celery calls this again whenever it has replaced its connection and its poller."""
-        self.replicas.watch(loop)
-        self._wakeup.watch(loop)
+        self.replicas.hub = loop
+        self.watch_again()
         if (keeper := self.serving.keeper) is not None:
             keeper.hub = loop
             # Celery has forgotten what it had scheduled or limited before it lost its connection; what is here stays.
-            keeper.hand_back_the_rest()
-            loop.call_repeatedly(keeper.claims.lease / 3, self._renew)
-        loop.call_repeatedly(self.serving.settings.autoscale_interval, self.tick)
+            keeper.hand_back_now()
+        self.start_timers(loop)
         self.on_change()
+
+    def start_timers(self, hub: Any) -> list[Any]:
+        """Begin what happens again and again; Celery cancels it with each connection. Returns kombu's entries."""
+        timers = [hub.call_repeatedly(self.serving.settings.autoscale_interval, self.tick)]
+        if (keeper := self.serving.keeper) is not None:
+            timers.append(hub.call_repeatedly(keeper.claims.lease / 3, self._renew))
+        return timers
+
+    def watch_again(self) -> None:
+        """Watch every socket after Celery has emptied its event loop: it does when a connection is lost."""
+        if (hub := self.replicas.hub) is not None:
+            self.replicas.watch(hub)
+            self._wakeup.watch(hub)
 
     def on_apply(  # pyright: ignore[reportIncompatibleMethodOverride]  # Celery's base class does nothing here
         self,
@@ -137,8 +143,8 @@ class ReplicaPool(BasePool):
         """Whether a task may wait for a replica; one that may not has its outcome when this returns."""
         keeper = self.serving.keeper
         claim = None if keeper is None or job.claim is None else keeper.taken(job.claim)
-        if self._stopping:  # its time has come while running tasks are waited for
-            self._hand_back(job)
+        if self.stopping.begun:  # its time has come while running tasks are waited for
+            self.hand_back(job)
             return False
         if self._hopeless():
             self._fail(job)
@@ -163,64 +169,15 @@ class ReplicaPool(BasePool):
 
     def on_close(self) -> None:
         """The worker stops: take nothing more, and give back at once what no replica has begun."""
-        self._stopping = True
-        for job in list(self.jobs.values()):
-            if job.replica is None:
-                self._hand_back(job)
+        self.stopping.begin()
 
     def on_stop(self) -> None:
         """Let running tasks finish for the grace period, then hand back what is left and end every replica."""
-        self.on_close()
-        self._take_second_sigterm()
-        hub = self.replicas.hub
-        if hub is not None:  # an error that ends the worker has emptied its event loop by now
-            self.replicas.watch(hub)
-            self._wakeup.watch(hub)
-        self.replicas.drain_all()
-        deadline = time.monotonic() + self.serving.grace
-        if self.serving.keeper is not None:
-            self.serving.keeper.hand_back_the_rest()
-        if self.jobs:
-            logger.info("%s: waiting up to %g s for %s", self.serving.name, self.serving.grace, self._running_words())
-        while hub is not None and self.jobs and time.monotonic() < deadline and not self._hurried():
-            hub.call_later(min(0.5, max(0.0, deadline - time.monotonic())), lambda: None)
-            hub.run_once()
-        self._end(time.monotonic() if self._hurried() else deadline)
-
-    def _take_second_sigterm(self) -> None:
-        """Let another SIGTERM end the wait for running tasks; to Celery it would say again what the first one did."""
-
-        def hurry(*_: Any) -> None:
-            self._hurry = True
-
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, hurry)
-
-    def _hurried(self) -> bool:
-        return self._hurry or bool(worker_state.should_terminate)
+        self.stopping.finish()
 
     def on_terminate(self) -> None:
         """The worker stops at once."""
-        self.on_close()
-        self.replicas.drain_all()
-        self._end(time.monotonic())
-
-    def _end(self, deadline: float) -> None:
-        for job in list(self.jobs.values()):
-            self._hand_back(job)
-            if job.on_loop and (replica := self._owner(job)) is not None:
-                replica.line.send((wire.CANCEL, job.number, None))
-                self.replicas.flush(replica)
-        self.replicas.close(deadline + LAST_MOMENTS)
-        self._turn()
-        if self.serving.keeper is not None:
-            self.serving.keeper.release()
-
-    def _turn(self) -> None:
-        """Let Celery acknowledge what has just ended, which it does in the next turn of the event loop."""
-        if (hub := self.replicas.hub) is not None:
-            hub.call_later(0.01, lambda: None)
-            hub.run_once()
+        self.stopping.at_once()
 
     def grow(self, n: int = 1) -> None:
         """Celery's `pool_grow` acts on the autoscaler's bounds instead, see `control`."""
@@ -317,9 +274,9 @@ class ReplicaPool(BasePool):
             job.stop_timers()
             if not job.terminated:
                 self._lost_while_running(job, cause)
-        if self._stopping:
+        if self.stopping.begun:
             for job in unstarted:
-                self._hand_back(job)
+                self.hand_back(job)
 
     def _lost_while_running(self, job: Job, cause: str) -> None:
         """Give the task back to the queue, to be run again; a task that was lost too often fails instead."""
@@ -352,7 +309,8 @@ class ReplicaPool(BasePool):
             )
         )
 
-    def _hand_back(self, job: Job) -> None:
+    def hand_back(self, job: Job) -> None:
+        """The worker stops before the task has ended, or begun: it is run elsewhere."""
         self.jobs.pop(job.number, None)
         if job in self.waiting:
             self.waiting.remove(job)
@@ -388,11 +346,6 @@ class ReplicaPool(BasePool):
     def _owner(self, job: Job) -> Replica | None:
         return None if job.replica is None else self.replicas.get(job.replica)
 
-    def _running_words(self) -> str:
-        names = [job.words for job in itertools.islice(self.jobs.values(), 5)]
-        more = f" and {len(self.jobs) - 5} more" if len(self.jobs) > 5 else ""
-        return f"{len(self.jobs)} running task(s): {', '.join(names)}{more}"
-
     # -- The autoscaler's side ---------------------------------------------------------------------------------------
 
     def tick(self) -> None:
@@ -422,7 +375,7 @@ class ReplicaPool(BasePool):
 
     def start_replicas(self, n: int) -> int:
         """Revive draining replicas, then start new ones, up to `n`. Returns how many of them were had."""
-        if self._stopping:
+        if self.stopping.begun:
             return 0
         had = 0
         for replica in self.replicas.in_state(State.DRAINING):

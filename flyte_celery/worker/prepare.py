@@ -18,7 +18,7 @@ from celery.utils.nodenames import gethostname
 
 from ..autoscaler.decide import Limits
 from ..environment import TaskEnvironment, environments
-from ..fleet.connection import connect, is_too_old
+from ..fleet.connection import connect_to_broker, is_too_old
 from ..names import PRIORITY_STEPS, priority_lists, queue_name
 from ..options import check_grace
 from ..registry import check_conflicts
@@ -35,6 +35,15 @@ logger = get_logger("flyte_celery.worker")
 
 #: Seconds that a worker waits at its start for a broker that does not answer before it gives up.
 BROKER_PATIENCE = 10.0
+
+#: kombu's options for the Redis connections of an environment's worker, where the app has none of its own: a connection
+#: that is dead without having said so is noticed within seconds, not within a minute or never.
+BROKER_OPTIONS = {
+    "health_check_interval": 5,
+    "socket_timeout": 10,
+    "socket_connect_timeout": 5,
+    "socket_keepalive": True,
+}
 
 
 class CannotServe(Exception):
@@ -139,7 +148,8 @@ def _claiming(worker: Any, environment: TaskEnvironment, url: str) -> Keeper | N
     conf = worker.app.conf
     scheme = url.split("://", 1)[0]
     options = conf.broker_transport_options or {}
-    client = connect(url) if scheme in ("redis", "redis+socket") and ";" not in url else None
+    several = ";" in url and scheme != "sentinel"  # claims live on one server
+    client = None if several else connect_to_broker(worker.app)
     if client is None or options.get("global_keyprefix") or options.get("sep") or is_too_old(client):
         logger.warning(
             "%s: this broker has no leases and claims: a task that runs longer than the visibility timeout may run "
@@ -147,16 +157,18 @@ def _claiming(worker: Any, environment: TaskEnvironment, url: str) -> Keeper | N
             environment.name,
         )
         return None
-    steps = tuple(options.get("priority_steps") or PRIORITY_STEPS)
     queue = queue_name(environment.name)
     settings = Settings.from_environ(os.environ)
-    keeper = Keeper(client, queue, priority_lists(queue, steps), worker.hostname, settings.lease)
+    lists = priority_lists(queue, tuple(options.get("priority_steps") or PRIORITY_STEPS))
+    keeper = Keeper(client, queue, lists, worker.hostname, settings.lease)
     keeper.begin()
-    transport.Channel.keeper = keeper
-    if scheme == "redis":
-        conf.broker_transport = transport.ALIAS
-    else:  # kombu takes the transport of such URLs from the URL alone
-        conf.broker_read_url = url.replace("redis+", f"{transport.ALIAS}+", 1)
+    transport.Claiming.keeper = keeper
+    conf.broker_transport_options = {**BROKER_OPTIONS, **options}
+    alias = transport.SENTINEL_ALIAS if scheme == "sentinel" else transport.ALIAS
+    if "+" in scheme:  # kombu takes the transport of such URLs from the URL alone
+        conf.broker_read_url = url.replace("redis+", f"{alias}+", 1)
+    else:
+        conf.broker_transport = alias
     return keeper
 
 

@@ -38,13 +38,17 @@ IDLE_WAIT = 1.0
 #: Most messages that one script claims: a bound on how long it keeps the server busy.
 MOST_AT_ONCE = 500
 
+#: The same for a Redis behind Sentinels.
+SENTINEL_ALIAS = "flyte-sentinel"
+
 TRANSPORT_ALIASES[ALIAS] = f"{__name__}:Transport"
+TRANSPORT_ALIASES[SENTINEL_ALIAS] = f"{__name__}:SentinelTransport"
 
 
 class ClaimQoS(kombu_redis.QoS):
     """kombu's book of unacknowledged messages, kept by the worker's claims instead: they outlive connections."""
 
-    channel: Channel
+    channel: Claiming
 
     def can_consume(self) -> bool:
         """Whether a message would fit."""
@@ -78,7 +82,7 @@ class ClaimQoS(kombu_redis.QoS):
         """Nothing: leases say which claims are dead, not a time-out of messages."""
 
 
-class Channel(kombu_redis.Channel):
+class Claiming(kombu_redis.Channel):
     """A channel that consumes the environment's queue through the worker's claims."""
 
     QoS = ClaimQoS
@@ -160,4 +164,14 @@ class Channel(kombu_redis.Channel):
 class Transport(kombu_redis.Transport):
     """kombu's Redis transport with claims."""
 
-    Channel = Channel
+    Channel = Claiming
+
+
+class SentinelChannel(Claiming, kombu_redis.SentinelChannel):
+    """The same behind Sentinels."""
+
+
+class SentinelTransport(kombu_redis.SentinelTransport):
+    """kombu's Sentinel transport with claims."""
+
+    Channel = SentinelChannel

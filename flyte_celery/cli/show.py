@@ -193,6 +193,9 @@ def _shown(status: dict[str, Any]) -> str:
     ]
     if status["decision"]:
         lines.append(f"  decision  {status['decision']}")
+    if status["dead"]:
+        letters = "letter" if status["dead"] == 1 else "letters"
+        lines.append(f"  given up  {status['dead']} dead {letters}: see `env dead list {status['environment']}`")
     if status["failure"]:
         lines.append(click.style(f"  failed    {status['failure']}", fg="red"))
     return "\n".join(lines)

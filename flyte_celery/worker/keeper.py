@@ -11,7 +11,7 @@ import redis
 from celery.utils.log import get_logger
 
 from ..fleet.claims import Claim, Claims, LeaseLostError
-from ..fleet.dead import dead_letter
+from ..fleet.dead import DeadLetters, dead_letter
 from ..fleet.reaper import reap
 from ..fleet.storing import UNFENCED
 from ..names import worker_member
@@ -92,6 +92,13 @@ class Keeper:
         owed, self._owed = self._owed, []
         self.hand_back(owed)
         return True
+
+    def dead_letters(self) -> int | None:
+        """How many tasks of the environment were given up; None while Redis does not answer."""
+        try:
+            return DeadLetters(self._client, self.claims.queue).count()
+        except redis.RedisError:
+            return None
 
     def answers(self) -> bool:
         """Whether Redis answers."""

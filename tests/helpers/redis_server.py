@@ -47,7 +47,7 @@ class RedisServer:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = _free_port()
+        self.port = free_port()
 
     @property
     def pid(self) -> int:
@@ -102,7 +102,8 @@ class RedisServer:
         return self._log_path.read_text(errors="replace") if self._log_path.exists() else "(none)"
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 that nothing listens on."""
     while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

@@ -25,15 +25,15 @@ class Keeper:
     Args:
         client: A Redis client of its own, with time-outs.
         queue: The environment's queue.
-        lists: The queue's priority lists.
+        steps: The queue's priority steps.
         hostname: The worker's node name.
         lease: Seconds.
     """
 
-    def __init__(self, client: redis.Redis, queue: str, lists: tuple[str, ...], hostname: str, lease: float) -> None:
+    def __init__(self, client: redis.Redis, queue: str, steps: tuple[int, ...], hostname: str, lease: float) -> None:
         self._client = client
         self.hostname = hostname
-        self.claims = Claims(client, queue, lists, self._new_name(), lease)
+        self.claims = Claims(client, queue, steps, self._new_name(), lease)
         #: The worker's event loop, None before it runs.
         self.hub: Any = None
         self._flush_asked = False
@@ -81,8 +81,7 @@ class Keeper:
             return True
         except LeaseLostError as exc:
             logger.error("%s Its tasks are run by others; what still runs here is ended.", exc)
-            claims = self.claims
-            self.claims = Claims(self._client, claims.queue, claims.lists, self._new_name(), claims.lease)
+            self.claims = self.claims.reborn(self._new_name())
             self._owed.clear()
             self._letters.clear()
             self.begin()
@@ -91,7 +90,15 @@ class Keeper:
         self.flush()
         owed, self._owed = self._owed, []
         self.hand_back(owed)
+        self._reclaim()
         return True
+
+    def _reclaim(self, everything: bool = False) -> None:
+        try:
+            if count := self.claims.reclaim(everything):
+                logger.warning("%d claim(s) that a lost connection has not told of are back in the queue.", count)
+        except redis.RedisError as exc:
+            logger.warning("Claims cannot be looked through now: %s", exc)
 
     def dead_letters(self) -> int | None:
         """How many tasks of the environment were given up; None while Redis does not answer."""
@@ -115,10 +122,15 @@ class Keeper:
         except redis.RedisError as exc:
             logger.warning("Dead workers cannot be looked for: %s", exc)
 
-    def begun(self, number: int) -> None:
-        """A claim has begun to run."""
-        self.claims.begun(number)
+    def sent(self, number: int) -> None:
+        """A replica gets a claim: should this worker die now, that start counts as lost."""
+        self.claims.sent(number)
         self.flush_soon()
+
+    def begun(self, number: int) -> None:
+        """A claim has begun to run: should its replica die now, that start counts as lost."""
+        if (claim := self.claims.held.get(number)) is not None:
+            claim.started = True
 
     def ack(self, number: int) -> None:
         """A claim is finished and its result stored; one that was given up is kept among the dead letters."""
@@ -182,6 +194,7 @@ class Keeper:
         """The worker stops: hand everything back that is still held, and give up the lease."""
         self.flush()
         self.hand_back(list(self.claims.held), interrupted=True)
+        self._reclaim(everything=True)
         try:
             self.claims.leave()
         except redis.RedisError as exc:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery.concurrency.base import BasePool
-from celery.exceptions import Reject, WorkerLostError
+from celery.exceptions import Ignore, Reject, WorkerLostError
 from celery.utils.log import get_logger
 
 from ..autoscaler.decide import Observed, ReplicaState, ReplicaView
@@ -143,6 +143,9 @@ class ReplicaPool(BasePool):
         """Whether a task may wait for a replica; one that may not has its outcome when this returns."""
         keeper = self.serving.keeper
         claim = None if keeper is None or job.claim is None else keeper.taken(job.claim)
+        if keeper is not None and claim is None:  # it was scheduled for later in a life that has lost its lease
+            job.fail(Ignore())
+            return False
         if self.stopping.begun:  # its time has come while running tasks are waited for
             self.hand_back(job)
             return False
@@ -212,6 +215,8 @@ class ReplicaPool(BasePool):
             job.replica = replica.number
             replica.jobs[job.number] = job
             self.replicas.step(replica, Load(len(replica.jobs)))
+            if job.claim is not None and self.serving.keeper is not None:
+                self.serving.keeper.sent(job.claim)
             replica.line.send_frame(job.frame)
             self.replicas.flush(replica)
         self.on_change()
@@ -250,6 +255,8 @@ class ReplicaPool(BasePool):
                 pass  # Celery's request has recorded how it ended
             case (wire.OK, failed, value, runtime):
                 job.on_done((failed, _load(value) if failed else value, runtime))
+            case _ if self.stopping.ending:
+                pass  # it was cancelled, and goes back to the queue
             case (wire.RAISED, info):
                 job.on_error(_load(info))
             case _:
@@ -272,7 +279,7 @@ class ReplicaPool(BasePool):
         for job in begun:
             del self.jobs[job.number]
             job.stop_timers()
-            if not job.terminated:
+            if not job.terminated and not self.stopping.ending:
                 self._lost_while_running(job, cause)
         if self.stopping.begun:
             for job in unstarted:

@@ -19,7 +19,7 @@ from celery.utils.nodenames import gethostname
 from ..autoscaler.decide import Limits
 from ..environment import TaskEnvironment, environments
 from ..fleet.connection import connect_to_broker, is_too_old
-from ..names import PRIORITY_STEPS, priority_lists, queue_name
+from ..names import PRIORITY_STEPS, queue_name
 from ..options import check_grace
 from ..registry import check_conflicts
 from ..replica.application import find
@@ -159,8 +159,8 @@ def _claiming(worker: Any, environment: TaskEnvironment, url: str) -> Keeper | N
         return None
     queue = queue_name(environment.name)
     settings = Settings.from_environ(os.environ)
-    lists = priority_lists(queue, tuple(options.get("priority_steps") or PRIORITY_STEPS))
-    keeper = Keeper(client, queue, lists, worker.hostname, settings.lease)
+    steps = tuple(options.get("priority_steps") or PRIORITY_STEPS)
+    keeper = Keeper(client, queue, steps, worker.hostname, settings.lease)
     keeper.begin()
     transport.Claiming.keeper = keeper
     conf.broker_transport_options = {**BROKER_OPTIONS, **options}

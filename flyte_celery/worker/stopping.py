@@ -41,6 +41,8 @@ class Stopping:
         self._hurry = False
         #: Whether it has begun.
         self.begun = False
+        #: Whether running tasks are waited for no longer.
+        self.ending = False
 
     def begin(self) -> None:
         """Take nothing more, and hand back at once what no replica has begun."""
@@ -96,9 +98,10 @@ class Stopping:
         return self._hurry or bool(worker_state.should_terminate)
 
     def _end(self, deadline: float) -> None:
+        """End every replica, and hand back what then has not finished: it is no failed attempt."""
+        self.ending = True
         pool = self._pool
-        for job in list(pool.jobs.values()):
-            pool.hand_back(job)
+        for job in pool.jobs.values():
             if job.on_loop and job.replica is not None and (replica := pool.replicas.get(job.replica)) is not None:
                 replica.line.send((wire.CANCEL, job.number, None))
                 pool.replicas.flush(replica)
@@ -106,6 +109,8 @@ class Stopping:
         self._turn()
         if pool.serving.keeper is not None:
             pool.serving.keeper.release()
+        for job in list(pool.jobs.values()):
+            pool.hand_back(job)
 
     def _turn(self) -> None:
         """Let Celery acknowledge what has just ended, which it does in the next turn of the event loop."""

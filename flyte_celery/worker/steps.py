@@ -54,12 +54,18 @@ class AutoscalerStep(bootsteps.StartStopStep):
     def start(self, parent: Any) -> None:
         """Say what is served from where, and tell the fleet's other processes that this environment exists."""
         serving: Serving = parent.pool.serving
-        catalogue = Catalogue(connect(serving.broker_url))
         broker = redacted(serving.broker_url)
         logger.info("%s: serves the queue %r of %s", serving.name, queue_name(serving.name), broker)
+        self._catalogue = Catalogue(connect(serving.broker_url))
+        self._publish(serving)
+
+    def register_with_event_loop(self, parent: Any, hub: Any) -> None:
+        """Publish again from time to time; Celery calls this for each connection, whose loss clears all timers."""
+        hub.call_repeatedly(PUBLISH_INTERVAL, self._publish, parent.pool.serving)
+
+    def _publish(self, serving: Serving) -> None:
         description = {"queue": queue_name(serving.name), "tasks": sorted(serving.environment.tasks)}
-        catalogue.publish(serving.name, description)
-        parent.timer.call_repeatedly(PUBLISH_INTERVAL, catalogue.publish, (serving.name, description))
+        self._catalogue.publish(serving.name, description)
 
     def info(self, obj: Any) -> Any:
         """What `celery inspect stats` shows."""

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,8 @@ import redis
 
 from flyte_celery import names
 from tests.chaos import recorder, steps
-from tests.chaos.leases import LeaseWatch, node_of
+from tests.chaos.leases import LeaseWatch
+from tests.chaos.message import message, task_of
 from tests.chaos.recorder import Mark
 from tests.chaos.verdict import Loss
 from tests.helpers import processes
@@ -94,7 +96,8 @@ class Fleet:
     project: Project = field(init=False)
     members: list[Member] = field(default_factory=list)
     leases: LeaseWatch = field(init=False)
-    client: redis.Redis = field(init=False)
+    #: Without the types of redis-py, which cannot tell replies from promises of replies.
+    client: Any = field(init=False)
     #: Guards what threads of a load and of a fault both change.
     lock: threading.Lock = field(default_factory=threading.Lock)
     _killed: list[Loss] = field(default_factory=list)
@@ -201,14 +204,51 @@ class Fleet:
 
     def losses(self) -> list[Loss]:
         """Every moment at which somebody stopped being the owner of tasks, as far as the driver sees it."""
-        names_of = {member.node: member for member in self.members}
         lost = [
-            Loss(member.name, None, at)
-            for key, at in self.leases.lost.copy().items()
-            if (member := names_of.get(node_of(key))) is not None and at < member.left_at
+            Loss(member.name, None, at, until)
+            for member in self.members
+            for at, until in self.leases.without(member.node)
+            if at < member.left_at
         ]
         with self.lock:
             return [*self._killed, *lost]
+
+    # -- Tasks -------------------------------------------------------------------------------------------------------
+
+    def submit(self, name: str, *args: Any, task: str | None = None) -> str:
+        """Submit a task once and return its id.
+
+        Args:
+            name: The task; its environment is its queue.
+            args: What follows its id among its arguments.
+            task: Its id.
+
+        Raises:
+            redis.RedisError: It is in the queue, or it is not.
+        """
+        task = task or uuid.uuid4().hex
+        self.client.lpush(name.partition(".")[0], message(name, task, args))
+        return task
+
+    def wait_for(self, tasks: Iterable[str], state: str = "SUCCESS", timeout: float = 30.0) -> None:
+        """Wait until all of these tasks have ended in a state.
+
+        Raises:
+            AssertionError: Some have not; the message has the ends of the workers' logs.
+        """
+        wanted = list(tasks)
+
+        def settled() -> bool:
+            states = self.results(wanted)
+            others = {task: found for task, found in states.items() if found != state}
+            assert not others, f"Not {state}: {others}"
+            return len(states) == len(wanted)
+
+        self.wait(settled, timeout, f"the end of {len(wanted)} task(s)")
+
+    def starts(self, task: str) -> list[Mark]:
+        """When and where a task has begun."""
+        return [mark for mark in self.marks() if mark.task == task and mark.event == "start"]
 
     # -- Books -------------------------------------------------------------------------------------------------------
 
@@ -231,9 +271,9 @@ class Fleet:
         """Tasks that a worker has claimed, begun or not."""
         found: set[str] = set()
         for key in self.client.scan_iter(names.claims_key(member.environment, f"{member.node}:*")):
-            found.update(task_of(message) for message in self.client.hvals(key))  # type: ignore[union-attr]
+            found.update(task_of(message) for message in self.client.hvals(key))
         for key in self.client.scan_iter(names.inbox_key(member.environment, f"{member.node}:*")):
-            found.update(task_of(message) for message in self.client.lrange(key, 0, -1))  # type: ignore[union-attr]
+            found.update(task_of(message) for message in self.client.lrange(key, 0, -1))
         return found
 
     def waiting(self) -> int:
@@ -241,9 +281,8 @@ class Fleet:
         keys = [name for queue in ("snc", "aio", "zero") for name in names.priority_lists(queue)]
         claims = [*self.client.scan_iter(names.claims_key("*", "*"))]
         inboxes = [*self.client.scan_iter(names.inbox_key("*", "*"))]
-        return sum(int(self.client.llen(key)) for key in [*keys, *inboxes]) + sum(  # type: ignore[arg-type]
-            int(self.client.hlen(key))  # type: ignore[arg-type]
-            for key in claims
+        return sum(int(self.client.llen(key)) for key in [*keys, *inboxes]) + sum(
+            int(self.client.hlen(key)) for key in claims
         )
 
     def results(self, tasks: Iterable[str]) -> dict[str, str]:
@@ -253,7 +292,7 @@ class Fleet:
         for first in range(0, len(wanted), 1000):
             some = wanted[first : first + 1000]
             values = self.client.mget([f"celery-task-meta-{task}" for task in some])
-            for task, value in zip(some, values, strict=True):  # type: ignore[arg-type]
+            for task, value in zip(some, values, strict=True):
                 if value is not None:
                     states[task] = json.loads(value)["status"]
         return states
@@ -261,11 +300,3 @@ class Fleet:
     def wait(self, predicate: Callable[[], T], timeout: float = 30.0, description: str = "the condition") -> T:
         """Wait; the message of a failure has the ends of the workers' logs."""
         return self.project.wait(predicate, timeout, description)
-
-
-def task_of(message: Any) -> str:
-    """The id of the task in a message as kombu keeps it in Redis; an empty text when it has none."""
-    try:
-        return str(json.loads(message)["headers"]["id"])
-    except (ValueError, LookupError, TypeError):
-        return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 import redis
 
@@ -14,12 +15,13 @@ INTERVAL = 0.1
 
 
 class LeaseWatch:
-    """Notes when workers lost their lease, from a thread of its own, until `close`."""
+    """Notes when workers lose their lease and when they begin anew, from a thread of its own, until `close`."""
 
     def __init__(self, url: str) -> None:
-        self._client = redis.Redis.from_url(url, socket_timeout=1, socket_connect_timeout=1)
-        #: Member of the sorted set (`names.worker_member`) and monotonic second.
-        self.lost: dict[str, float] = {}
+        self._client: Any = redis.Redis.from_url(url, socket_timeout=1, socket_connect_timeout=1)
+        #: Monotonic second at which each life of a worker was first seen, and at which it was condemned.
+        self._born: dict[str, float] = {}
+        self._condemned: dict[str, float] = {}
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="leases", daemon=True)
         self._thread.start()
@@ -30,6 +32,16 @@ class LeaseWatch:
         self._thread.join()
         self._client.close()
 
+    def without(self, node: str) -> list[tuple[float, float]]:
+        """From when until when a worker was without a lease; until infinity when it did not begin anew.
+
+        Args:
+            node: Its name in Celery.
+        """
+        born = sorted(at for member, at in self._born.copy().items() if _node_of(member) == node)
+        lost = sorted(at for member, at in self._condemned.copy().items() if _node_of(member) == node)
+        return [(at, next((birth for birth in born if birth > at), float("inf"))) for at in lost]
+
     def _watch(self) -> None:
         while not self._closed.wait(INTERVAL):
             try:
@@ -38,15 +50,17 @@ class LeaseWatch:
                 continue  # Redis is what the fault is about
 
     def _look(self) -> None:
-        found = self._client.zrangebyscore(names.workers_key(), "-inf", 0, withscores=True)
-        if not found:
-            return
-        seconds, micros = self._client.time()  # type: ignore[misc]
+        found = self._client.zrange(names.workers_key(), 0, -1, withscores=True)
+        seconds, micros = self._client.time()
         now, server = time.monotonic(), seconds + micros / 1e6
-        for member, score in found:  # type: ignore[union-attr]
-            self.lost.setdefault(member.decode(), now - (server + score / 1000))
+        for member, score in found:
+            life = member.decode()
+            if score > 0:
+                self._born.setdefault(life, now)
+            else:
+                self._condemned.setdefault(life, now - (server + score / 1000))
 
 
-def node_of(member: str) -> str:
+def _node_of(member: str) -> str:
     """The node name in a member; behind the last colon is what makes a worker's life unique."""
     return member.partition("/")[2].rpartition(":")[0]

@@ -7,8 +7,7 @@ import threading
 import uuid
 from typing import Any
 
-from celery import Celery
-from kombu.exceptions import OperationalError
+import redis
 
 from tests.chaos.fleet import WORK, Fleet
 from tests.chaos.verdict import Submitted
@@ -33,8 +32,6 @@ class Load:
         self._fleet = fleet
         self._chance = chance
         self._tasks = tasks
-        # No backend, else the client subscribes to every single result.
-        self._app = Celery("load", broker=fleet.project.url)
         self.submitted: list[Submitted] = []
         self._enough = threading.Event()
         self._trickle = threading.Thread(target=self._run, name="load", daemon=True)
@@ -49,7 +46,6 @@ class Load:
         """The faults are over: submit what is missing and let go."""
         self._enough.set()
         self._trickle.join()
-        self._app.close()
 
     def submit_any(self) -> None:
         """Submit a task of the usual kind: most are short, a few outlive a lease, too few to take all slots."""
@@ -70,11 +66,9 @@ class Load:
         """
         task = uuid.uuid4().hex
         try:
-            self._app.send_task(
-                name, (task, *args), task_id=task, queue=name.partition(".")[0], retry=False, ignore_result=False
-            )
+            self._fleet.submit(name, *args, task=task)
             certain = True
-        except OperationalError:  # whether Redis has it is unknown; submitting it again might make two of it
+        except redis.RedisError:  # whether Redis has it is unknown; submitting it again might make two of it
             certain = False
         self.submitted.append(Submitted(task, ends, certain, starts))
         return task

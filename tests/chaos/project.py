@@ -48,6 +48,13 @@ async def crash_beside_others(task: str) -> None:
 
 
 @aio.task
+async def crash_later(task: str, seconds: float) -> None:
+    record(task, "start")
+    await asyncio.sleep(seconds)
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+@aio.task
 async def block(task: str, seconds: float) -> str:
     record(task, "start")
     time.sleep(seconds)  # noqa: ASYNC251  this is the fault

@@ -19,6 +19,12 @@ class Loss:
     pid: int | None
     #: Monotonic seconds.
     at: float
+    #: When it was an owner again: what a worker begins in between is fenced, and run by others too.
+    until: float = 0.0
+
+    def of(self, run: Mark) -> bool:
+        """Whether the owner of a run was lost."""
+        return self.worker == run.worker and self.pid in (None, run.pid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +114,7 @@ def judge(
         if task.starts is not None and len(starts[task.id]) != task.starts:
             verdict.broken.append(f"{task.id} was started {len(starts[task.id])} times instead of {task.starts}")
         _count_repeats(task.id, runs[task.id], losses, verdict)
-    for impact in impacts:
-        finished = {task for task, of_task in runs.items() if any(end.at > impact.at for _, end in of_task)}
-        _count_recovery(impact, starts, finished, verdict)
+    _count_recoveries(list(impacts), starts, runs, verdict)
     if verdict.lost:
         verdict.broken.append(f"lost: {_some(verdict.lost)}")
     if verdict.twice:
@@ -125,7 +129,8 @@ def _count_repeats(task: str, runs: list[tuple[Mark, Mark]], losses: list[Loss],
     begun = sorted((first for first, _ in runs), key=lambda mark: mark.at)
     for first, second in pairwise(begun):
         excused = any(
-            loss.worker == first.worker and loss.pid in (None, first.pid) and first.at <= loss.at <= second.at
+            (loss.of(first) and first.at <= max(loss.at, loss.until) and loss.at <= second.at)
+            or (loss.of(second) and loss.at <= second.at <= loss.until)
             for loss in losses
         )
         if excused:
@@ -135,19 +140,25 @@ def _count_repeats(task: str, runs: list[tuple[Mark, Mark]], losses: list[Loss],
             verdict.twice.append(f"{task} in {_place(first)} and {seconds:.2f} s later in {_place(second)}")
 
 
-def _count_recovery(impact: Impact, starts: Mapping[str, list[Mark]], finished: set[str], verdict: Verdict) -> None:
-    late = []
-    for task in impact.hit & starts.keys():
-        after = next((mark.at for mark in starts[task] if mark.at > impact.at), None)
-        if after is None:
-            continue  # it has ended where it was
-        verdict.slowest = max(verdict.slowest or 0.0, after - impact.at)
-        if impact.within is not None and after - impact.at > impact.within:
-            late.append(task)
-    verdict.hit += len(impact.hit)
-    verdict.recovered += len(impact.hit & finished)
-    if late:
-        verdict.broken.append(f"ran again later than {impact.within:g} s after the fault: {_some(late)}")
+def _count_recoveries(
+    impacts: list[Impact],
+    starts: Mapping[str, list[Mark]],
+    runs: Mapping[str, list[tuple[Mark, Mark]]],
+    verdict: Verdict,
+) -> None:
+    for impact in impacts:
+        late = []
+        for task in impact.hit & starts.keys():
+            verdict.recovered += any(end.at > impact.at for _, end in runs.get(task, ()))
+            after = next((mark.at for mark in starts[task] if mark.at > impact.at), None)
+            if after is None or any(task in each.hit and impact.at < each.at < after for each in impacts):
+                continue  # it ended where it was, or was hit again before it could run
+            verdict.slowest = max(verdict.slowest or 0.0, after - impact.at)
+            if impact.within is not None and after - impact.at > impact.within:
+                late.append(task)
+        verdict.hit += len(impact.hit)
+        if late:
+            verdict.broken.append(f"ran again later than {impact.within:g} s after the fault: {_some(late)}")
 
 
 def _place(mark: Mark) -> str:

@@ -18,6 +18,8 @@ class TcpProxy:
         self._target = ("127.0.0.1", port)
         self._flowing = threading.Event()
         self._flowing.set()
+        self._answering = threading.Event()
+        self._answering.set()
         self._sockets: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -27,10 +29,24 @@ class TcpProxy:
     def stall(self) -> None:
         """From now on take bytes and keep them; new connections are accepted and hear nothing."""
         self._flowing.clear()
+        self._answering.clear()
+
+    def stall_replies(self) -> None:
+        """From now on keep what the server says; what it is told still reaches it."""
+        self._answering.clear()
 
     def heal(self) -> None:
         """Forward again, first what was kept."""
         self._flowing.set()
+        self._answering.set()
+
+    def cut(self) -> None:
+        """End every connection and forget what was kept; new connections work again."""
+        with self._lock:
+            left, self._sockets = self._sockets, set()
+        for each in left:
+            self._end(each)
+        self.heal()
 
     def close(self) -> None:
         """End every connection and stop listening."""
@@ -38,11 +54,7 @@ class TcpProxy:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        with self._lock:
-            left = list(self._sockets)
-        for each in left:
-            self._end(each)
-        self._flowing.set()
+        self.cut()
 
     def _accept(self) -> None:
         while True:
@@ -61,15 +73,17 @@ class TcpProxy:
             self._end(inner)
             return
         self._keep(outer)
-        threading.Thread(target=self._pump, args=(outer, inner), name="proxy-back", daemon=True).start()
-        self._pump(inner, outer)
+        threading.Thread(
+            target=self._pump, args=(outer, inner, self._answering), name="proxy-back", daemon=True
+        ).start()
+        self._pump(inner, outer, self._flowing)
 
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, gate: threading.Event) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
-                self._flowing.wait()
+                gate.wait()
                 sink.sendall(data)
-        self._flowing.wait()  # the end of a connection does not come through either
+        gate.wait()  # the end of a connection does not come through either
         self._end(source)
         self._end(sink)
 

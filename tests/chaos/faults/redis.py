@@ -78,6 +78,23 @@ def black_hole(scene: Scene) -> list[Impact]:
     return [Impact(at, hit)]
 
 
+def lose_replies(scene: Scene) -> list[Impact]:
+    """Cut the connections of one more worker of each environment while replies of Redis are on their way."""
+    fleet = scene.fleet
+    members = [fleet.start(environment, proxied=True) for environment in fleet.wanted]
+    at = time.monotonic()
+    for _ in range(5):
+        for member in members:
+            assert member.proxy is not None
+            scene.keep_busy(member.environment)
+            member.proxy.stall_replies()
+            time.sleep(scene.chance.uniform(0.05, 0.3))
+            member.proxy.cut()
+    for member in members:
+        fleet.retire(member)
+    return [Impact(at)]
+
+
 def no_memory(scene: Scene) -> list[Impact]:
     """Let the server refuse whatever needs memory for a while: results among it."""
 
@@ -122,6 +139,7 @@ REDIS = (
     Fault("Redis CLIENT PAUSE beyond the lease", pause, times=1),
     Fault("Redis SIGSTOP beyond the lease", sigstop, times=1),
     Fault("black hole beyond the lease", black_hole, times=1),
+    Fault("connections cut before replies", lose_replies, times=1),
     Fault("Redis out of memory", no_memory),
     Fault("Redis refuses results", no_results),
 )

@@ -168,6 +168,15 @@ class Fleet:
         for member in started:
             member.worker.wait_ready()
 
+    def restart_empty(self) -> None:
+        """Begin anew after a fault that left a mess: no message, no claim, other workers."""
+        for environment in self.wanted:
+            for member in self.serving(environment):
+                self.kill(member)
+                member.worker.destroy()
+        self.client.flushall()
+        self.repair()
+
     def retire(self, member: Member) -> None:
         """End a worker that only one case needed."""
         if member.alive:
@@ -230,21 +239,28 @@ class Fleet:
         self.client.lpush(name.partition(".")[0], message(name, task, args))
         return task
 
+    def submit_many(self, name: str, number: int, *args: Any) -> list[str]:
+        """Submit many tasks at once and return their ids."""
+        tasks = [uuid.uuid4().hex for _ in range(number)]
+        self.client.lpush(name.partition(".")[0], *(message(name, task, args) for task in tasks))
+        return tasks
+
     def wait_for(self, tasks: Iterable[str], state: str = "SUCCESS", timeout: float = 30.0) -> None:
         """Wait until all of these tasks have ended in a state.
 
         Raises:
             AssertionError: Some have not; the message has the ends of the workers' logs.
         """
-        wanted = list(tasks)
+        missing = set(tasks)
 
         def settled() -> bool:
-            states = self.results(wanted)
+            states = self.results(missing)
             others = {task: found for task, found in states.items() if found != state}
             assert not others, f"Not {state}: {others}"
-            return len(states) == len(wanted)
+            missing.difference_update(states)
+            return not missing
 
-        self.wait(settled, timeout, f"the end of {len(wanted)} task(s)")
+        self.wait(settled, timeout, f"the end of {len(missing)} task(s)")
 
     def starts(self, task: str) -> list[Mark]:
         """When and where a task has begun."""

@@ -42,7 +42,7 @@ async def nap(task: str, seconds: float) -> str:
 
 
 @aio.task
-async def crash_beside_others(task: str) -> None:
+async def crash_at_once(task: str) -> None:
     record(task, "start")
     os.kill(os.getpid(), signal.SIGSEGV)
 

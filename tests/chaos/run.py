@@ -65,8 +65,7 @@ def run_case(fleet: Fleet, name: str, faults: list[Fault], tasks: int, seed: str
     if failure is not None:
         verdict.broken.append(failure)
     if left:
-        fleet.client.flushall()  # the next case has to begin with nothing
-        _restart(fleet)
+        fleet.restart_empty()  # the next case has to begin with nothing
     return Row(name, verdict, time.monotonic() - began)
 
 
@@ -101,11 +100,3 @@ def _left(fleet: Fleet) -> int:
     with contextlib.suppress(AssertionError):
         wait_until(lambda: fleet.waiting() == 0, fleet.lease * 2 + 5)
     return fleet.waiting()
-
-
-def _restart(fleet: Fleet) -> None:
-    for environment in fleet.wanted:
-        for member in fleet.serving(environment):
-            fleet.kill(member)
-            member.worker.wait()
-    fleet.repair()

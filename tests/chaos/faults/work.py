@@ -17,8 +17,8 @@ MAX_ATTEMPTS = 3
 def poison(scene: Scene) -> list[Impact]:
     """Tasks that kill their replica each time they run."""
     at = time.monotonic()
-    for name in ("snc.crash", "aio.crash_beside_others"):
-        task = scene.load.submit(name, ends="FAILURE", starts=MAX_ATTEMPTS)
+    for name, *args in (("snc.crash",), ("aio.crash_later", 0.05), ("aio.crash_at_once",)):
+        task = scene.load.submit(name, *args, ends="FAILURE", starts=MAX_ATTEMPTS)
         scene.fleet.wait(lambda task=task: scene.fleet.results([task]), 60, f"{name} to be given up")  # type: ignore[misc]
     return [Impact(at)]
 

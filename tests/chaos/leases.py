@@ -51,8 +51,9 @@ class LeaseWatch:
 
     def _look(self) -> None:
         found = self._client.zrange(names.workers_key(), 0, -1, withscores=True)
+        now = time.monotonic()  # before the question: rather a little too early than after what the loss led to
         seconds, micros = self._client.time()
-        now, server = time.monotonic(), seconds + micros / 1e6
+        server = seconds + micros / 1e6
         for member, score in found:
             life = member.decode()
             if score > 0:

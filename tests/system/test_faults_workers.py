@@ -118,6 +118,34 @@ def test_the_claims_of_a_fleet_that_is_gone_come_back_when_any_worker_of_the_pro
         fleet.close()
 
 
+@pytest.mark.xfail(
+    reason="A worker that wakes up without its lease begins anew and then reads a reply to its earlier self: it runs "
+    "what others have run already, under its new lease."
+)
+def test_a_worker_that_wakes_up_does_not_run_what_it_had_been_given_before(fleet: Fleet, start: Start) -> None:
+    """It was stopped while it waited for a message, and Redis gave it one."""
+    victim = start("aio")
+    given: list[str] = []
+
+    def took_one() -> bool:
+        given.append(fleet.submit("aio.nap", 0.0))
+        return bool(fleet.claimed(victim))
+
+    with fleet.stopped(victim.worker.pid):
+        fleet.wait(took_one, description="a message for the stopped worker")
+        (task,) = fleet.claimed(victim)
+        fleet.wait_for(given)
+        fleet.wait(lambda: fleet.claimed(victim) == set(), description="the end of its claims")
+    victim.worker.wait_for_log("The lease of")
+
+    def runs_again() -> bool:
+        fleet.wait_for([fleet.submit("aio.nap", 0.0)])
+        return any(mark.worker == victim.name for mark in fleet.marks())
+
+    fleet.wait(runs_again, description="a task in the worker that woke up")
+    assert len(fleet.starts(task)) == 1
+
+
 def test_no_task_is_lost_when_workers_die_between_two_steps_of_a_claim(fleet: Fleet, start: Start) -> None:
     """One worker for each step, which kills itself the second time it comes there."""
     victims = {step: start("aio", die_at=f"{step}:2", ready=False) for step in steps.STEPS}

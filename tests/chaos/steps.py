@@ -15,7 +15,7 @@ DIE_AT = "CHAOS_DIE_AT"
 
 #: What can be died of, in the order of a claim's life.
 STEPS = {
-    "moved": "BLMOVE has put a message into the inbox, and nobody has read the reply",
+    "moved": "a wait has ended on the server, and nobody has read the reply",
     "claimed": "a script has claimed messages, and nobody has read the reply",
     "delivered": "the worker has read what it claimed, and no replica has it",
     "stored": "the result is stored, and the worker has not noted it",
@@ -31,17 +31,17 @@ def prepare_to_die() -> None:
     # A worker alone loads these modules, and only when it is told to die.
     from flyte_celery.fleet.claims import Claims
     from flyte_celery.worker.keeper import Keeper
-    from flyte_celery.worker.transport import Channel
+    from flyte_celery.worker.transport import Claiming
 
     step, _, count = wanted.partition(":")
     last = _countdown(int(count))
     match step:
         case "moved":
-            _before(Claims, "arrived", lambda _, reply: reply is not None and last())
+            _before(Claiming, "_brpop_read", lambda channel: channel._waits and last())
         case "claimed":
             _before(Claims, "claimed", lambda _, reply: bool(reply) and reply != -1 and last())
         case "delivered":
-            _before(Channel, "_deliver_claim", lambda *_: last())
+            _before(Claiming, "_deliver_claim", lambda *_: last())
         case "stored":
             _before(Keeper, "ack", lambda *_: last())
         case "noted":

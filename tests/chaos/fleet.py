@@ -199,7 +199,8 @@ class Fleet:
         """Remember that a worker, or one process of it, has been killed now."""
         now = time.monotonic()
         with self.lock:
-            self._killed.append(Loss(worker, pid, now))
+            # For good; and until the kernel comes to it, the process may begin another task.
+            self._killed.append(Loss(worker, pid, now, until=float("inf")))
         return now
 
     @contextmanager

@@ -19,7 +19,7 @@ class Loss:
     pid: int | None
     #: Monotonic seconds.
     at: float
-    #: When it was an owner again: what a worker begins in between is fenced, and run by others too.
+    #: When it was an owner again, infinity for never: what it begins in between is fenced, and run by others too.
     until: float = 0.0
 
     def of(self, run: Mark) -> bool:
@@ -62,7 +62,7 @@ class Verdict:
     twice: list[str] = field(default_factory=list)
     #: Finished again after the first owner had died or lost its lease, which is allowed.
     again: int = 0
-    #: Tasks that a fault tore away from their owner, and those of them that have finished since.
+    #: Tasks that a fault tore away from their owner, and those of them that have finished.
     hit: int = 0
     recovered: int = 0
     #: Seconds from a fault to the last new start of a task that it hit, None when it hit none.
@@ -99,7 +99,7 @@ def judge(
         if mark.event == "start":
             starts[mark.task].append(mark)
             if tasks[mark.task].starts is not None:  # it kills its process
-                losses = [*losses, Loss(mark.worker, mark.pid, mark.at)]
+                losses = [*losses, Loss(mark.worker, mark.pid, mark.at, until=float("inf"))]
         else:
             begun = next(each for each in reversed(starts[mark.task]) if each.pid == mark.pid)
             runs[mark.task].append((begun, mark))
@@ -149,7 +149,7 @@ def _count_recoveries(
     for impact in impacts:
         late = []
         for task in impact.hit & starts.keys():
-            verdict.recovered += any(end.at > impact.at for _, end in runs.get(task, ()))
+            verdict.recovered += bool(runs.get(task))
             after = next((mark.at for mark in starts[task] if mark.at > impact.at), None)
             if after is None or any(task in each.hit and impact.at < each.at < after for each in impacts):
                 continue  # it ended where it was, or was hit again before it could run

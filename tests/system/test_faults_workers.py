@@ -123,6 +123,11 @@ def test_a_worker_that_wakes_up_does_not_run_what_it_had_been_given_before(fleet
         given.append(fleet.submit("aio.nap", 0.0))
         return bool(fleet.claimed(victim))
 
+    def waits() -> bool:
+        fleet.wait_for([fleet.submit("aio.nap", 0.0)])
+        return any(mark.worker == victim.name for mark in fleet.marks())
+
+    fleet.wait(waits, description="the worker to take part")
     with fleet.stopped(victim.worker.pid):
         fleet.wait(took_one, description="a message for the stopped worker")
         (task,) = fleet.claimed(victim)
@@ -130,9 +135,11 @@ def test_a_worker_that_wakes_up_does_not_run_what_it_had_been_given_before(fleet
         fleet.wait(lambda: fleet.claimed(victim) == set(), description="the end of its claims")
     victim.worker.wait_for_log("The lease of")
 
+    served = sum(mark.worker == victim.name for mark in fleet.marks())
+
     def runs_again() -> bool:
         fleet.wait_for([fleet.submit("aio.nap", 0.0)])
-        return any(mark.worker == victim.name for mark in fleet.marks())
+        return sum(mark.worker == victim.name for mark in fleet.marks()) > served
 
     fleet.wait(runs_again, description="a task in the worker that woke up")
     assert len(fleet.starts(task)) == 1

@@ -124,6 +124,7 @@ class ResultWaiter:
         self._futures: dict[str, list[asyncio.Future[Meta]]] = {}
         self._subscribed = asyncio.Event()
         self._subscribing = asyncio.Lock()
+        self._reads: set[asyncio.Future[None]] = set()
         listener = loop.create_task(self._listen())
         loop.call_soon(ready.set)
         try:
@@ -139,8 +140,8 @@ class ResultWaiter:
         try:
             if len(waiting) == 1:
                 await self._retried(self._subscribe, key)
-            assert self._client is not None
-            self._settle(key, await self._retried(self._client.get, key))
+            else:
+                await self._read(key)
             return await future
         finally:
             waiting.remove(future)
@@ -148,6 +149,10 @@ class ResultWaiter:
                 del self._futures[key]
                 with contextlib.suppress(redis.ConnectionError, OSError):  # the subscription went with the connection
                     await self._pubsub.unsubscribe(key)
+
+    async def _read(self, key: str) -> None:
+        assert self._client is not None
+        self._settle(key, await self._retried(self._client.get, key))
 
     async def _subscribe(self, key: str) -> None:
         # redis-py's pub/sub object connects at its first command; two first commands at once would connect twice.
@@ -159,13 +164,17 @@ class ResultWaiter:
         while True:
             await self._subscribed.wait()
             try:
-                message = await self._pubsub.get_message(ignore_subscribe_messages=True, timeout=None)
+                message = await self._pubsub.get_message(timeout=None)
             except (redis.ConnectionError, redis.TimeoutError, OSError) as exc:
                 logger.warning("The connection to the result backend was lost (%s); reconnecting", exc)
                 await self._recover()
                 continue
-            if message is not None:
+            if message is not None and message["type"] == "message":
                 self._settle(_text(message["channel"]), message["data"])
+            elif message is not None and message["type"] == "subscribe":
+                # Read only when the server has confirmed: it serves another connection's GET before an earlier
+                # SUBSCRIBE, and a result that is published in between would be missed for ever.
+                self._reading(asyncio.ensure_future(self._read(_text(message["channel"]))))
             elif not self._pubsub.subscribed:
                 self._subscribed.clear()
 
@@ -181,13 +190,15 @@ class ResultWaiter:
                 if not keys:
                     self._subscribed.clear()
                     return
-                await self._pubsub.subscribe(*keys)
-                for key, value in zip(keys, await self._client.mget(keys), strict=True):
-                    self._settle(key, value)
+                await self._pubsub.subscribe(*keys)  # the confirmations make the listener read
                 return
             except (redis.ConnectionError, redis.TimeoutError, OSError):
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 5.0)
+
+    def _reading(self, read: asyncio.Future[None]) -> None:
+        self._reads.add(read)  # a loop keeps weak references only
+        read.add_done_callback(self._reads.discard)
 
     async def _retried(self, command: Any, key: str) -> Any:
         delay = 0.1

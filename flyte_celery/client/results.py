@@ -18,6 +18,8 @@ from typing import Any
 import redis
 import redis.asyncio
 from celery import states
+from celery.backends.base import Backend
+from celery.backends.redis import RedisBackend
 from celery.result import AsyncResult, EagerResult
 from celery.utils.log import get_logger
 
@@ -33,6 +35,16 @@ class EnvironmentResult(AsyncResult):
 
     #: The task, when it is known in this process.
     template: TaskTemplate[Any, Any] | None = None
+    #: Whether Celery was told of the call before it was published (see `needs_no_preparation`).
+    prepared = True
+
+    def then(self, callback: Any, on_error: Any = None, weak: bool = False) -> Any:
+        """Call back when the result is there, as Celery's `AsyncResult.then`."""
+        promise = super().then(callback, on_error, weak)
+        consumer = None if self.prepared else getattr(self.backend, "result_consumer", None)
+        if consumer is not None:  # it subscribed only now: what came before is read once, as `get` does
+            consumer.on_wait_for_pending(self)
+        return promise
 
     def get(self, *args: Any, **kwargs: Any) -> Any:
         """Wait for the result, as Celery's `AsyncResult.get` does, and give it its type."""
@@ -221,6 +233,17 @@ class ResultWaiter:
 
     def _key(self, task_id: str) -> str:
         return _text(self._backend.get_key_for_task(task_id))
+
+
+def needs_no_preparation(backend: Any) -> bool:
+    """Whether a call may be published without telling its result backend first, by Celery's `on_task_call`.
+
+    Celery's Redis backend would subscribe to each result, so that one which comes before `get` is pushed to it. That
+    costs a command per call, and the messages pile up for those who never ask. `get` subscribes itself and then reads
+    the key once, here and in any other process, so nothing is missed without; `EnvironmentResult.then` does the same.
+    Other backends may rely on it.
+    """
+    return type(backend).on_task_call in (Backend.on_task_call, RedisBackend.on_task_call)
 
 
 def outcome_of(result: Any) -> concurrent.futures.Future[Meta]:

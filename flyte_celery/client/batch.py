@@ -39,9 +39,12 @@ class Batch:
         return bool(self._calls)
 
     def add(self, task: Any, args: Sequence[Any], kwargs: dict[str, Any], options: Options) -> Any:
-        """Take up a call, with arguments and options as they travel; returns its result.
+        """Take up a call, with arguments and options as they travel.
 
         A call that must take Celery's general path is published at once, after those before it.
+
+        Returns:
+            The `Call`, or Celery's result of a call that is published: both have an `id` and a `backend`.
         """
         publisher = self._publisher
         if not self._calls:
@@ -55,7 +58,9 @@ class Batch:
         with self._lock:
             self._calls.append(call)
             self._characters += len(call.message.text)
-        return call.result()
+        if call.has_parent:
+            call.result()
+        return call
 
     def flush(self) -> None:
         """Publish what was added.
@@ -93,7 +98,7 @@ class Turn:
         """Take up a call, with arguments and options as they travel.
 
         Returns:
-            Its result, and a future of its being published, which raises what `Publisher.publish` does.
+            What `Batch.add` returns, and a future of its being published, which raises what `Publisher.publish` does.
         """
         result = self._batch.add(task, args, kwargs, options)
         if self._written is None:

@@ -120,12 +120,12 @@ class CeleryDispatcher:
         if _is_local():
             return await local.call_async(task, args, kwargs)
         check_conflicts()
-        result, published = self.add_to(Turn.current(self.publisher), task, args, kwargs, {})
+        call, published = self.add_to(Turn.current(self.publisher), task, args, kwargs, {})
         try:
             await asyncio.shield(published)
-            meta = await asyncio.wrap_future(outcome_of(result))
+            meta = await asyncio.wrap_future(outcome_of(call))
         except asyncio.CancelledError:
-            revoke = functools.partial(self.app.control.revoke, result.id, terminate=True)
+            revoke = functools.partial(self.app.control.revoke, call.id, terminate=True)
             asyncio.get_running_loop().run_in_executor(None, revoke)
             raise
         return value_of(task, meta)

@@ -232,8 +232,8 @@ class _Flight:
         task_id = ""
         try:
             # A parent would keep a result object per call, and store all their ids with its own result.
-            result = self._dispatcher.add_to(self._batch, self._mapped.task, args, kwargs, {"add_to_parent": False})
-            task_id, future = str(result.id), outcome_of(result)
+            call = self._dispatcher.add_to(self._batch, self._mapped.task, args, kwargs, {"add_to_parent": False})
+            task_id, future = str(call.id), outcome_of(call)
         except TypeError as exc:  # an argument that does not fit is a failure of this call alone
             future = concurrent.futures.Future()
             future.set_exception(exc)

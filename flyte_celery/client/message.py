@@ -55,6 +55,31 @@ _SHORT = 500
 _json = JSONEncoder().encode
 
 
+#: Headers that `MessageTemplate.fill` gives a value.
+_FILLED_IN = frozenset(
+    {
+        "id",
+        "shadow",
+        "eta",
+        "expires",
+        "group",
+        "group_index",
+        "retries",
+        "timelimit",
+        "root_id",
+        "parent_id",
+        "argsrepr",
+        "kwargsrepr",
+        "ignore_result",
+    }
+)
+
+
+def _members(values: dict[str, Any]) -> str:
+    """The members of a JSON object, to be put between braces with others."""
+    return _json(values)[1:-1]
+
+
 class Inexpressible(Exception):
     """A call whose message is better built by Celery; its argument says why."""
 
@@ -112,15 +137,18 @@ class MessageTemplate:
         of_task = extract_exec_options(task)
         self._defaults = {name: of_task[name] for name in ("time_limit", "soft_time_limit", "expires", "priority")}
         message = self._amqp.as_task_v2("", task.name)
-        self._headers: dict[str, Any] = message.headers
         self._embed = message.body[2]
-        self._envelope = {"content-encoding": "utf-8", "content-type": "application/json"}
-        self._properties = {
+        self._names: frozenset[str] = frozenset(message.headers)
+        # What is the same in all messages is encoded once.
+        headers = {name: value for name, value in message.headers.items() if name not in _FILLED_IN}
+        properties = {
             "delivery_mode": delivery_mode,
             # No exchange: the routing key is the queue.
             "delivery_info": {"exchange": "", "routing_key": task.queue.name},
             "body_encoding": "base64",
         }
+        content = {"content-encoding": "utf-8", "content-type": "application/json"}
+        self._headers, self._properties, self._content = (_members(each) for each in (headers, properties, content))
 
     def fill(self, args: Sequence[Any], kwargs: Mapping[str, Any], given: Mapping[str, Any], caller: Caller) -> Message:
         """The message of a call.
@@ -146,9 +174,10 @@ class MessageTemplate:
             raise Inexpressible("a priority or an id of another type")
         ignore_result = options.get("ignore_result", self.task.ignore_result)
         headers = {
-            **self._headers,
             "id": task_id,
             "shadow": options.get("shadow") or None,
+            "eta": None,
+            "expires": None,
             "group": options.get("group_id"),
             "group_index": options.get("group_index"),
             "retries": options.get("retries", 0),
@@ -160,7 +189,6 @@ class MessageTemplate:
             "ignore_result": ignore_result,
         }
         properties = {
-            **self._properties,
             "correlation_id": task_id,
             "reply_to": options.get("reply_to") or self.task.app.thread_oid,
             "priority": priority,
@@ -169,15 +197,15 @@ class MessageTemplate:
         if options.get("countdown") or options.get("eta") or options["expires"] is not None:
             self._set_times(options, headers, properties)
         if own := options.get("headers"):
+            if not self._names.isdisjoint(own):
+                raise Inexpressible("headers in place of Celery's")
             headers.update(own)
-        body = _json((args, kwargs, self._embed)).encode()
-        envelope = {
-            **self._envelope,
-            "body": base64.b64encode(body).decode(),
-            "headers": headers,
-            "properties": properties,
-        }
-        return Message(task_id, self._lists[min(max(priority, 0), 9)], _json(envelope), ignore_result)
+        body = base64.b64encode(_json((args, kwargs, self._embed)).encode()).decode()
+        text = (
+            f'{{{self._content}, "body": "{body}", "headers": {{{self._headers}, {_members(headers)}}}, '
+            f'"properties": {{{self._properties}, {_members(properties)}}}}}'
+        )
+        return Message(task_id, self._lists[min(max(priority, 0), 9)], text, ignore_result)
 
     def _set_times(self, options: Mapping[str, Any], headers: dict[str, Any], properties: dict[str, Any]) -> None:
         expires = options["expires"]

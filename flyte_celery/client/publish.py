@@ -94,7 +94,7 @@ class Publisher:
         except Exception as exc:  # whatever it is, Celery meets it as well and has its own way to say it
             logger.debug("%s: Celery builds this message: %r", task.name, exc)
             return None
-        return Call(task, args, kwargs, options, caller, message)
+        return Call(task, options, caller, message)
 
     def _template(self, task: Any) -> MessageTemplate | None:
         connection = self.app.connection_for_write()
@@ -117,17 +117,15 @@ class Publisher:
         Raises:
             kombu.exceptions.OperationalError: It cannot be reached within Celery's retry policy.
         """
-        conf: Any = self.app.conf
-        policy = {"max_retries": 0}
-        if conf.task_publish_retry:
-            policy = {name: value for name, value in conf.task_publish_retry_policy.items() if name in _POLICY}
         try:
             try:
                 self._push(calls)
             except _ERRORS as exc:
+                conf: Any = self.app.conf
                 if not conf.task_publish_retry:
                     raise
                 logger.info("A push of %d message(s) is tried again: %s", len(calls), exc)
+                policy = {name: value for name, value in conf.task_publish_retry_policy.items() if name in _POLICY}
                 retry_over_time(self._push, _ERRORS, (calls,), **policy)
         except _ERRORS as exc:
             raise self._unreachable(calls[0].task, exc) from exc
@@ -187,24 +185,36 @@ def _inherited_apply_async(task: Any) -> Any:
 
 
 class Call(NamedTuple):
-    """A call with its message."""
+    """A call with its message. Its id and backend are all that is needed to wait for its result."""
 
     task: Any
-    args: Sequence[Any]
-    kwargs: dict[str, Any]
     options: Options
     caller: Caller
     message: Message
 
+    @property
+    def id(self) -> str:
+        """The task id."""
+        return self.message.id
+
+    @property
+    def backend(self) -> Any:
+        """Where its result will be."""
+        return self.task.backend
+
     def result(self) -> Any:
-        """Celery's result of the call, once it is published."""
+        """Celery's result of the call. Inside a task its parent keeps it, too."""
         result = self.task.AsyncResult(self.message.id)
         result.ignored = self.message.ignore_result
         result.prepared = False
-        parent = self.caller.parent
-        if parent is not None and self.options.get("add_to_parent", True):
-            parent.add_trail(result)
+        if self.has_parent:
+            self.caller.parent.add_trail(result)
         return result
+
+    @property
+    def has_parent(self) -> bool:
+        """Whether a parent keeps the call's result."""
+        return self.caller.parent is not None and self.options.get("add_to_parent", True)
 
 
 class Line:

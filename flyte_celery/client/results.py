@@ -247,7 +247,11 @@ def needs_no_preparation(backend: Any) -> bool:
 
 
 def outcome_of(result: Any) -> concurrent.futures.Future[Meta]:
-    """A future of how a submitted call ends, as Celery's backend describes it; cancelling it forgets the wait."""
+    """A future of how a submitted call ends, as Celery's backend describes it; cancelling it forgets the wait.
+
+    Args:
+        result: A result, or anything else with the call's `id` and `backend`.
+    """
     if not isinstance(result, EagerResult):
         return waiter_of(result.backend).wait(str(result.id))
     future: concurrent.futures.Future[Meta] = concurrent.futures.Future()

@@ -28,7 +28,7 @@ class Batch:
         self._lock = threading.Lock()
         self._calls: list[Call] = []
         self._characters = 0
-        self._caller: Caller | None = None
+        self._closed = False
 
     @property
     def full(self) -> bool:
@@ -50,8 +50,9 @@ class Batch:
         if not self._calls:
             publisher.ensure_broker()
             # Asked once for each write: the answer takes as long as a message does.
-            self._caller = None if closed_for_now(publisher.app) else Caller.here(publisher.app)
-        call = None if self._caller is None else publisher.prepare(task, args, kwargs, options, self._caller)
+            self._closed = closed_for_now(publisher.app)
+        caller = Caller.here(publisher.app)  # coroutines of several parents may share a write
+        call = None if self._closed else publisher.prepare(task, args, kwargs, options, caller)
         if call is None:
             self.flush()
             return publisher.by_celery(task, args, kwargs, options)

@@ -634,6 +634,16 @@ def test_coroutines_of_one_turn_share_a_write(app: Celery, broker: Broker) -> No
     assert [message["body"][0][0] for message in messages] == list(range(150))
 
 
+def test_calls_of_several_parents_share_a_write(app: Celery, broker: Broker) -> None:
+    task = ready(anything, broker)
+    batch = Batch(task.publisher)
+    for root in ("first", "second"):
+        with inside(app, {"root": root, "priority": None, "inherit": False}):
+            batch.add(task, (root,), {}, {})
+    batch.flush()
+    assert [message["headers"]["root_id"] for message in broker.take_all()] == ["first", "second"]
+
+
 # -- Results ---------------------------------------------------------------------------------------------------------
 
 

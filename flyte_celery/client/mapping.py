@@ -94,12 +94,13 @@ class Map:
             *iterables: Zipped to the shortest. They may be endless.
             group_name: Name for the calls in monitoring.
             concurrency: Calls in flight at once; 0 means as many as the window of 1000.
-            return_exceptions: Yield failures as objects in place of results; False raises the first one and revokes
-                the calls in flight.
+            return_exceptions: Yield failures as objects in place of results, also the TypeError of an argument that
+                does not fit; False raises the first one and revokes the calls in flight.
 
         Raises:
             AttributeError: `func` is no task.
             TypeError: An iterable is none, or a partial leaves not exactly one parameter.
+            kombu.exceptions.OperationalError: The broker cannot be reached.
         """
         mapped = Mapped(func, iterables, group_name)
         return self._generate(mapped, concurrency, return_exceptions)

@@ -16,6 +16,8 @@ from celery import Celery, signals
 from celery.app import base as celery_app_base
 from celery.app import task as celery_app_task
 from celery.app.amqp import AMQP
+from celery.app.routes import Router
+from kombu import messaging as kombu_messaging
 from kombu import serialization
 from kombu.connection import Connection
 from kombu.messaging import Producer
@@ -31,7 +33,7 @@ _PROBE = [{"a": [1, 2.5, None, True]}, "\u00e4\u2028</>"]
 def closed_for_now(app: Celery) -> bool:
     """Whether something is switched on at this moment that each call must go through Celery's general path for."""
     conf: Any = app.conf
-    routes = app.amqp.router.routes
+    router = app.amqp.router
     return bool(
         signals.before_task_publish.receivers
         or signals.after_task_publish.receivers
@@ -39,8 +41,9 @@ def closed_for_now(app: Celery) -> bool:
         or conf.task_always_eager
         or conf.task_send_sent_event
         # Ours comes first and always has an answer for a task that this process knows, so no router after it is asked.
-        or not routes
-        or routes[0] is not route
+        or type(router) is not Router
+        or not router.routes
+        or router.routes[0] is not route
     )
 
 
@@ -62,6 +65,7 @@ def closed_for(task: Any, inherited: Callable[..., Any], queue: Any) -> str | No
             "send_task" in vars(app) or not _defined_by(celery_app_base, type(app).send_task)
         ),
         "its app has an AMQP class of its own": type(amqp) is not AMQP or amqp.Producer is not Producer,
+        "kombu's producer is wrapped": not _defined_by(kombu_messaging, Producer.publish),
         "it uses an old message protocol": amqp.create_task_message != amqp.as_task_v2,
         "it uses another serializer than JSON": options["serializer"] != "json" or not _json_is_kombus(),
         "its messages are compressed": bool(options["compression"] or conf.task_compression),

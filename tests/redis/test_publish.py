@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import itertools
 import json
 import os
@@ -23,6 +24,7 @@ from celery.result import AsyncResult
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kombu.exceptions import OperationalError
+from kombu.messaging import Producer
 
 import flyte_celery as flyte
 from flyte_celery.client import mapping
@@ -391,6 +393,31 @@ class CountingTask(Task):
         type(self).calls += 1
         CountingTask.calls = type(self).calls
         return super().apply_async(*args, **kwargs)
+
+
+@pytest.mark.parametrize("owner, name", [(Producer, "publish"), (Task, "apply_async"), (Celery, "send_task")])
+def test_what_a_monitoring_tool_has_wrapped_is_called(
+    redis_url: str, broker: Broker, monkeypatch: pytest.MonkeyPatch, owner: type, name: str
+) -> None:
+    """Such tools replace methods of Celery and kombu before the first call."""
+    seen = []
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        seen.append(name)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, wrapper)
+    app = Celery("own", broker=redis_url, backend=redis_url, set_as_current=False)
+    flyte.init(app=app)
+    try:
+        for _ in range(3):
+            anything.delay(1)
+        assert len(seen) == 3
+    finally:
+        set_dispatcher(None)
+        app.close()
 
 
 def test_an_app_with_its_own_send_task_is_called(redis_url: str, broker: Broker) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from asyncio import CancelledError
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -29,14 +29,15 @@ if TYPE_CHECKING:
     from kombu.entity import Queue
 
     from ..task import TaskTemplate
+    from .publish import Publisher
 
 
 class EnvironmentTask:
     """Behaviour that every environment's task has, mixed into the app's own `Task` class."""
 
     template: TaskTemplate[Any, Any]
-    #: Called before a message is published: starts the bundled broker when that is what the app uses.
-    before_publish: Callable[[], None]
+    #: Carries the calls to the broker.
+    publisher: Publisher
 
     # A task is acknowledged when its result is stored, and given back when its replica dies: nothing is lost while
     # the worker lives. These are attributes of environment tasks alone; the app's defaults stay as they are.
@@ -63,11 +64,24 @@ class EnvironmentTask:
 
         Raises:
             TypeError: An argument does not fit; names the task, the parameter, the expected type and the value.
+            kombu.exceptions.OperationalError: The broker cannot be reached; names it.
+            kombu.exceptions.EncodeError: The serializer cannot write the arguments; names the task.
         """
-        args, kwargs = self.template.dump_call(tuple(args or ()), dict(kwargs or {}))
-        self.before_publish()
+        return self.publisher.publish(self, *self.outgoing(args, kwargs, options))
+
+    def outgoing(self, args: Any, kwargs: Any, options: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+        """Arguments and options of a call as they travel.
+
+        Raises:
+            TypeError: As `apply_async`.
+        """
+        args, kwargs = self.template.dump_call(tuple(args or ()), kwargs or {})
         if inherited := context.outgoing_headers():
             options["headers"] = {**inherited, **(options.get("headers") or {})}
+        return args, kwargs, options
+
+    def celerys_apply_async(self, args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
+        """Submit by the app's own `Task.apply_async`, with arguments and options as they travel."""
         return super().apply_async(args, kwargs, **options)  # type: ignore[misc]
 
     def apply(self, args: Any = None, kwargs: Any = None, **options: Any) -> EagerResult:
@@ -189,14 +203,14 @@ def _running(task: EnvironmentTask) -> Iterator[None]:
         context.current_run.reset(token)
 
 
-def make_task(app: Celery, template: TaskTemplate[Any, Any], queue: Queue, before_publish: Callable[[], None]) -> Task:
+def make_task(app: Celery, template: TaskTemplate[Any, Any], queue: Queue, publisher: Publisher) -> Task:
     """Make the Celery task of a template and register it with the app, in place of an earlier one of that name."""
     options = dict(template.celery_options)
     attributes = {
         **options,
         "name": template.name,
         "template": template,
-        "before_publish": staticmethod(before_publish),
+        "publisher": publisher,
         "__module__": template.func.__module__,
         "__doc__": template.func.__doc__,
         "__wrapped__": template.func,

@@ -15,7 +15,9 @@ from .. import context, embedded, errors
 from ..environment import environments
 from ..registry import check_conflicts
 from . import local
+from .batch import Batch, Turn
 from .celery_task import make_task
+from .publish import Publisher
 from .results import Meta, outcome_of
 from .routing import environment_queue
 
@@ -38,6 +40,7 @@ class CeleryDispatcher:
     def __init__(self, app: Celery, embedded_home: Path | None = None) -> None:
         self.app = app
         self.embedded_home = embedded_home
+        self.publisher = Publisher(app, self.ensure_broker)
         self._broker_started = False
 
     # -- Registration ------------------------------------------------------------------------------------------------
@@ -51,7 +54,7 @@ class CeleryDispatcher:
     def registered(self, task: AnyTask) -> None:
         """A task was defined; before the app is finalized it only waits for `register_all`."""
         if self.app.finalized:
-            make_task(self.app, task, environment_queue(self.app, task.parent_env_name), self.ensure_broker)
+            make_task(self.app, task, environment_queue(self.app, task.parent_env_name), self.publisher)
 
     def celery_task(self, task: AnyTask) -> Any:
         """The registered Celery task of a template."""
@@ -83,6 +86,18 @@ class CeleryDispatcher:
         check_conflicts()
         return self.celery_task(task).apply_async(args, kwargs, **{**_overridden(task), **options})
 
+    def add_to(
+        self, batch: Batch | Turn, task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any]
+    ) -> Any:
+        """Submit with others in one write; returns what the batch does.
+
+        Raises:
+            TypeError: An argument does not fit the task's signature.
+        """
+        celery_task = self.celery_task(task)
+        call = celery_task.outgoing(args, kwargs, {**_overridden(task), **options})
+        return batch.add(celery_task, *call)
+
     def signature(
         self, task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any] | None, options: dict[str, Any]
     ) -> Any:
@@ -104,15 +119,13 @@ class CeleryDispatcher:
         """Submit a child from an async task and wait for its value; cancelling the wait revokes the child."""
         if _is_local():
             return await local.call_async(task, args, kwargs)
-        result = self.apply_async(task, args, kwargs, {})
-        return await self.outcome(task, result)
-
-    async def outcome(self, task: AnyTask, result: Any) -> Any:
-        """Wait for a submitted call on the event loop; cancelling the wait revokes it."""
+        check_conflicts()
+        call, published = self.add_to(Turn.current(self.publisher), task, args, kwargs, {})
         try:
-            meta = await asyncio.wrap_future(outcome_of(result))
+            await asyncio.shield(published)
+            meta = await asyncio.wrap_future(outcome_of(call))
         except asyncio.CancelledError:
-            revoke = functools.partial(self.app.control.revoke, result.id, terminate=True)
+            revoke = functools.partial(self.app.control.revoke, call.id, terminate=True)
             asyncio.get_running_loop().run_in_executor(None, revoke)
             raise
         return value_of(task, meta)

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import functools
 import queue
+import threading
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sized
 from typing import Any
 
+from kombu.exceptions import OperationalError
+
 from .. import context, errors
+from ..registry import check_conflicts
 from ..task import TaskTemplate
 from . import local
+from .batch import Batch
 from .dispatch import CeleryDispatcher, value_of
 from .results import outcome_of
 from .run import active_dispatcher
@@ -20,6 +27,9 @@ from .run import active_dispatcher
 #: Calls in flight when `concurrency` is 0, and results that may wait for an earlier one: memory is bounded by this,
 #: not by the length of the input.
 WINDOW = 1000
+
+#: Seconds that calls wait at most for others of the same write.
+PATIENCE = 0.005
 
 AnyTask = TaskTemplate[Any, Any]
 
@@ -41,6 +51,8 @@ class Mapped:
             iter(iterable)  # TypeError now, not at the first result
         self.task: AnyTask = task
         self.inputs: Iterator[tuple[Any, ...]] = zip(*iterables, strict=False)
+        #: Whether the next input may keep us waiting: not where they are all there already.
+        self.may_block = not all(isinstance(iterable, Sized) for iterable in iterables)
         self.group = f"{task.name}_{group_name or 'map'}"
 
     def calls(self) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -82,12 +94,13 @@ class Map:
             *iterables: Zipped to the shortest. They may be endless.
             group_name: Name for the calls in monitoring.
             concurrency: Calls in flight at once; 0 means as many as the window of 1000.
-            return_exceptions: Yield failures as objects in place of results; False raises the first one and revokes
-                the calls in flight.
+            return_exceptions: Yield failures as objects in place of results, also the TypeError of an argument that
+                does not fit; False raises the first one and revokes the calls in flight.
 
         Raises:
             AttributeError: `func` is no task.
             TypeError: An iterable is none, or a partial leaves not exactly one parameter.
+            kombu.exceptions.OperationalError: The broker cannot be reached.
         """
         mapped = Mapped(func, iterables, group_name)
         return self._generate(mapped, concurrency, return_exceptions)
@@ -159,7 +172,7 @@ Future = concurrent.futures.Future[dict[str, Any]]
 def _value(task: AnyTask, future: Future, return_exceptions: bool) -> Any:
     try:
         return value_of(task, future.result())
-    except errors.BaseRuntimeError as exc:
+    except (errors.BaseRuntimeError, TypeError) as exc:
         if not return_exceptions:
             raise
         return exc
@@ -172,27 +185,97 @@ class _Flight:
         self, dispatcher: CeleryDispatcher, mapped: Mapped, concurrency: int, landed: Callable[[Future], None]
     ) -> None:
         self._dispatcher = dispatcher
-        self._task = mapped.task
+        self._mapped = mapped
         self._calls = mapped.calls()
         self._concurrency = concurrency
         self._landed = landed
+        self._batch = Batch(dispatcher.publisher)
         self._open = 0
         self._exhausted = False
+        self._filling = False
+        self._failed = False
+        self._slow = False
         self.waiting: deque[tuple[str, Future]] = deque()
 
-    def fill(self) -> None:
-        """Submit until `concurrency` calls are in flight, or the window is full."""
-        while not self._exhausted and self._open < self._concurrency and len(self.waiting) < WINDOW:
-            call = next(self._calls, None)
-            if call is None:
-                self._exhausted = True
-                return
-            args, kwargs = call
-            result = self._dispatcher.apply_async(self._task, args, kwargs, {})
-            future = outcome_of(result)
-            self._open += 1
-            self.waiting.append((result.id, future))
-            future.add_done_callback(self._landed)
+    def take(self) -> bool:
+        """Take up the next calls for one write: until the window or the write is full, or the input is slow.
+
+        Returns:
+            Whether calls were taken, which are there to `send`.
+        """
+        free = min(self._concurrency - self._open, WINDOW - len(self.waiting))
+        # A write costs as much as several messages, so an eighth of the calls may be done before others follow.
+        least = 1 if self._filling else max(1, min(self._concurrency, WINDOW) // 8)
+        self._filling = not self._exhausted and free >= least
+        if not self._filling:
+            return False
+        taken = len(self.waiting)
+        with self._sent_meanwhile() if free > 1 and self._mapped.may_block else contextlib.nullcontext():
+            spent, self._slow = 0.0, False
+            while free and not self._batch.full and not self._slow:
+                asked = time.monotonic()
+                call = next(self._calls, None)
+                if call is None:
+                    self._exhausted = True
+                    break
+                spent += time.monotonic() - asked
+                self._slow = spent > PATIENCE
+                self._add(*call)
+                free -= 1
+        return len(self.waiting) > taken
+
+    @property
+    def yields_first(self) -> bool:
+        """Whether a result is there that should not wait for more of a slow input."""
+        return self._slow and bool(self.waiting) and self.waiting[0][1].done()
+
+    def _add(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        task_id = ""
+        try:
+            # A parent would keep a result object per call, and store all their ids with its own result.
+            call = self._dispatcher.add_to(self._batch, self._mapped.task, args, kwargs, {"add_to_parent": False})
+            task_id, future = str(call.id), outcome_of(call)
+        except TypeError as exc:  # an argument that does not fit is a failure of this call alone
+            future = concurrent.futures.Future()
+            future.set_exception(exc)
+        self._open += 1
+        self.waiting.append((task_id, future))
+        future.add_done_callback(self._landed)
+
+    def send(self) -> None:
+        """Publish what was taken.
+
+        Raises:
+            kombu.exceptions.OperationalError: The broker cannot be reached.
+        """
+        try:
+            self._batch.flush()
+        except OperationalError:
+            self._failed = True
+            raise
+
+    @contextlib.contextmanager
+    def _sent_meanwhile(self) -> Iterator[None]:
+        """Publish what was taken so far while the input keeps us waiting for the next."""
+        stop = threading.Event()
+        failures: list[OperationalError] = []
+
+        def send() -> None:
+            while not failures and not stop.wait(PATIENCE):
+                try:
+                    self.send()
+                except OperationalError as exc:
+                    failures.append(exc)
+
+        thread = threading.Thread(target=send, name="flyte-celery-map", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()  # what it publishes is published before what comes next
+        if failures:
+            raise failures[0]
 
     def landed(self) -> None:
         """One call has come back."""
@@ -203,24 +286,33 @@ class _Flight:
         ids = [task_id for task_id, future in self.waiting if not future.done()]
         for _, future in self.waiting:
             future.cancel()
-        if ids:
+        if ids and not self._failed:
             self._dispatcher.app.control.revoke(ids, terminate=True)
 
 
 def _submitted(
     dispatcher: CeleryDispatcher, mapped: Mapped, concurrency: int, return_exceptions: bool
 ) -> Iterator[Any]:
+    check_conflicts()
     news: queue.SimpleQueue[Future] = queue.SimpleQueue()
     flight = _Flight(dispatcher, mapped, concurrency, news.put)
+
+    def fill() -> None:
+        while not news.empty():
+            news.get()
+            flight.landed()
+        while not flight.yields_first and flight.take():
+            flight.send()
+
     try:
-        flight.fill()
+        fill()
         while flight.waiting:
             while not flight.waiting[0][1].done():
                 news.get()
                 flight.landed()
-                flight.fill()
+                fill()
             yield _value(mapped.task, flight.waiting.popleft()[1], return_exceptions)
-            flight.fill()
+            fill()
     finally:
         flight.abandon()
 
@@ -228,18 +320,27 @@ def _submitted(
 async def _submitted_async(
     dispatcher: CeleryDispatcher, mapped: Mapped, concurrency: int, return_exceptions: bool
 ) -> AsyncIterator[Any]:
+    check_conflicts()
     loop = asyncio.get_running_loop()
     news: asyncio.Queue[Future] = asyncio.Queue()
     flight = _Flight(dispatcher, mapped, concurrency, lambda future: _tell(loop, news, future))
+
+    async def fill() -> None:
+        while not news.empty():
+            news.get_nowait()
+            flight.landed()
+        while not flight.yields_first and flight.take():
+            await loop.run_in_executor(dispatcher.publisher.executor, flight.send)
+
     try:
-        flight.fill()
+        await fill()
         while flight.waiting:
             while not flight.waiting[0][1].done():
                 await news.get()
                 flight.landed()
-                flight.fill()
+                await fill()
             yield _value(mapped.task, flight.waiting.popleft()[1], return_exceptions)
-            flight.fill()
+            await fill()
     finally:
         await loop.run_in_executor(None, flight.abandon)
 

@@ -18,6 +18,8 @@ from typing import Any
 import redis
 import redis.asyncio
 from celery import states
+from celery.backends.base import Backend
+from celery.backends.redis import RedisBackend
 from celery.result import AsyncResult, EagerResult
 from celery.utils.log import get_logger
 
@@ -33,6 +35,16 @@ class EnvironmentResult(AsyncResult):
 
     #: The task, when it is known in this process.
     template: TaskTemplate[Any, Any] | None = None
+    #: Whether Celery was told of the call before it was published (see `needs_no_preparation`).
+    prepared = True
+
+    def then(self, callback: Any, on_error: Any = None, weak: bool = False) -> Any:
+        """Call back when the result is there, as Celery's `AsyncResult.then`."""
+        promise = super().then(callback, on_error, weak)
+        consumer = None if self.prepared else getattr(self.backend, "result_consumer", None)
+        if consumer is not None:  # it subscribed only now: what came before is read once, as `get` does
+            consumer.on_wait_for_pending(self)
+        return promise
 
     def get(self, *args: Any, **kwargs: Any) -> Any:
         """Wait for the result, as Celery's `AsyncResult.get` does, and give it its type."""
@@ -124,6 +136,7 @@ class ResultWaiter:
         self._futures: dict[str, list[asyncio.Future[Meta]]] = {}
         self._subscribed = asyncio.Event()
         self._subscribing = asyncio.Lock()
+        self._reads: set[asyncio.Future[None]] = set()
         listener = loop.create_task(self._listen())
         loop.call_soon(ready.set)
         try:
@@ -139,8 +152,8 @@ class ResultWaiter:
         try:
             if len(waiting) == 1:
                 await self._retried(self._subscribe, key)
-            assert self._client is not None
-            self._settle(key, await self._retried(self._client.get, key))
+            else:
+                await self._read(key)
             return await future
         finally:
             waiting.remove(future)
@@ -148,6 +161,10 @@ class ResultWaiter:
                 del self._futures[key]
                 with contextlib.suppress(redis.ConnectionError, OSError):  # the subscription went with the connection
                     await self._pubsub.unsubscribe(key)
+
+    async def _read(self, key: str) -> None:
+        assert self._client is not None
+        self._settle(key, await self._retried(self._client.get, key))
 
     async def _subscribe(self, key: str) -> None:
         # redis-py's pub/sub object connects at its first command; two first commands at once would connect twice.
@@ -159,13 +176,17 @@ class ResultWaiter:
         while True:
             await self._subscribed.wait()
             try:
-                message = await self._pubsub.get_message(ignore_subscribe_messages=True, timeout=None)
+                message = await self._pubsub.get_message(timeout=None)
             except (redis.ConnectionError, redis.TimeoutError, OSError) as exc:
                 logger.warning("The connection to the result backend was lost (%s); reconnecting", exc)
                 await self._recover()
                 continue
-            if message is not None:
+            if message is not None and message["type"] == "message":
                 self._settle(_text(message["channel"]), message["data"])
+            elif message is not None and message["type"] == "subscribe":
+                # Read only when the server has confirmed: it serves another connection's GET before an earlier
+                # SUBSCRIBE, and a result that is published in between would be missed for ever.
+                self._reading(asyncio.ensure_future(self._read(_text(message["channel"]))))
             elif not self._pubsub.subscribed:
                 self._subscribed.clear()
 
@@ -181,13 +202,15 @@ class ResultWaiter:
                 if not keys:
                     self._subscribed.clear()
                     return
-                await self._pubsub.subscribe(*keys)
-                for key, value in zip(keys, await self._client.mget(keys), strict=True):
-                    self._settle(key, value)
+                await self._pubsub.subscribe(*keys)  # the confirmations make the listener read
                 return
             except (redis.ConnectionError, redis.TimeoutError, OSError):
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 5.0)
+
+    def _reading(self, read: asyncio.Future[None]) -> None:
+        self._reads.add(read)  # a loop keeps weak references only
+        read.add_done_callback(self._reads.discard)
 
     async def _retried(self, command: Any, key: str) -> Any:
         delay = 0.1
@@ -212,8 +235,23 @@ class ResultWaiter:
         return _text(self._backend.get_key_for_task(task_id))
 
 
+def needs_no_preparation(backend: Any) -> bool:
+    """Whether a call may be published without telling its result backend first, by Celery's `on_task_call`.
+
+    Celery's Redis backend would subscribe to each result, so that one which comes before `get` is pushed to it. That
+    costs a command per call, and the messages pile up for those who never ask. `get` subscribes itself and then reads
+    the key once, here and in any other process, so nothing is missed without; `EnvironmentResult.then` does the same.
+    Other backends may rely on it.
+    """
+    return type(backend).on_task_call in (Backend.on_task_call, RedisBackend.on_task_call)
+
+
 def outcome_of(result: Any) -> concurrent.futures.Future[Meta]:
-    """A future of how a submitted call ends, as Celery's backend describes it; cancelling it forgets the wait."""
+    """A future of how a submitted call ends, as Celery's backend describes it; cancelling it forgets the wait.
+
+    Args:
+        result: A result, or anything else with the call's `id` and `backend`.
+    """
     if not isinstance(result, EagerResult):
         return waiter_of(result.backend).wait(str(result.id))
     future: concurrent.futures.Future[Meta] = concurrent.futures.Future()

@@ -28,6 +28,7 @@ from ..options import MAX_ATTEMPTS
 from ..replica import wire
 from ..supervisor.lifecycle import Drain, Load, Revive, Starts, State, StopReason, Tick
 from .job import Job, frame, guarded
+from .redelivery import MOST_RETURNS, Attempts, Redelivery, returns
 from .replicas import Replica, Replicas
 from .serving import Serving
 from .wakeup import SignalWakeup
@@ -61,6 +62,8 @@ class ReplicaPool(BasePool):
         super().__init__(*args, **options)
         self.jobs: dict[int, Job] = {}
         self.waiting: deque[Job] = deque()
+        self._attempts = Attempts()
+        self._redelivery = Redelivery()
         self._numbers = itertools.count(1)
         settings = self.serving.settings
         self.starts = Starts(settings.max_start_failures, settings.start_backoff, settings.start_backoff_cap)
@@ -89,6 +92,8 @@ class ReplicaPool(BasePool):
             # Celery has forgotten what it had scheduled or limited before it lost its connection; what is here stays.
             keeper.hand_back_the_rest()
             loop.call_repeatedly(keeper.claims.lease / 3, self._renew)
+        elif self.serving.redelivers:
+            self._expect_everything_again()
         loop.call_repeatedly(self.serving.settings.autoscale_interval, self.tick)
         self.on_change()
 
@@ -123,14 +128,21 @@ class ReplicaPool(BasePool):
             terminator=self._terminate,
             arrived_at=time.monotonic(),
             claim=None if self.serving.keeper is None else int(args[2]["properties"]["delivery_tag"]),
+            retries=args[2].get("retries") or 0,
         )
         if job.claim is not None and self.serving.keeper is not None:
             self.serving.keeper.taken(job.claim)
+        if (running := self._redelivery.claim(job, args[2])) is not None:
+            self._go_on(running, job)
+            return running
         if self._stopping:  # its time has come while running tasks are waited for
             self._hand_back(job)
             return job
         if self._hopeless():
             self._fail(job)
+            return job
+        if returns(args[2]) >= MOST_RETURNS:
+            self._give_up(job)
             return job
         self.jobs[number] = job
         self.waiting.append(job)
@@ -140,6 +152,30 @@ class ReplicaPool(BasePool):
     def _lease(self) -> str:
         keeper = self.serving.keeper
         return keeper.member if keeper is not None and self.serving.fenced else ""
+
+    def _expect_everything_again(self) -> None:
+        """There is a new connection, if not the first: what waits comes again with it, and so does what runs."""
+        for job in self.waiting:
+            del self.jobs[job.number]
+        self.waiting.clear()
+        self._redelivery.expect(self.jobs.values())
+
+    def _go_on(self, running: Job, again: Job) -> None:
+        """The message of a task that runs here, or has ended here, was delivered again."""
+        running.answer_to(again)
+        if running.outcome is not None:
+            self._report(running, running.outcome)
+        elif running.accepted_at is not None and (replica := self._owner(running)) is not None:
+            running.on_accepted(replica.pid, running.accepted_at)
+
+    def _give_up(self, job: Job) -> None:
+        job.fail(
+            RuntimeSystemError(
+                "WorkerLost",
+                f"{job.task_name}[{job.task_id}] was delivered {MOST_RETURNS + 1} times and never ended, as if it "
+                "ended its worker each time: it is given up.",
+            )
+        )
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:
         """Nothing: a replica runs many tasks, so none is ended by its process id.
@@ -153,6 +189,9 @@ class ReplicaPool(BasePool):
         for job in list(self.jobs.values()):
             if job.replica is None:
                 self._hand_back(job)
+        if self.serving.keeper is None:  # which hands back what is scheduled for later as well
+            for request in tuple(worker_state.scheduled_requests):
+                request.reject(requeue=True)
 
     def on_stop(self) -> None:
         """Let running tasks finish for the grace period, then hand back what is left and end every replica."""
@@ -269,6 +308,8 @@ class ReplicaPool(BasePool):
             job.stop_timers()
             if job.accepted_at is not None:
                 self._learn(time.monotonic() - job.accepted_at)
+            self._attempts.ended(job)
+            self._redelivery.ended(job, outcome)
             self._report(job, outcome)
         self.dispatch()
 
@@ -300,6 +341,7 @@ class ReplicaPool(BasePool):
         for job in begun:
             del self.jobs[job.number]
             job.stop_timers()
+            self._redelivery.forget(job)
             if not job.terminated:
                 self._lost_while_running(job, cause)
         if self._stopping:
@@ -308,17 +350,23 @@ class ReplicaPool(BasePool):
 
     def _lost_while_running(self, job: Job, cause: str) -> None:
         """Give the task back to the queue, to be run again; a task that was lost too often fails instead."""
-        keeper = self.serving.keeper
         what = f"{cause} while it ran {job.task_name}[{job.task_id}]"
         task = self.serving.environment.tasks.get(job.task_name)
         most = MAX_ATTEMPTS if task is None else task.max_attempts
-        if keeper is not None and job.claim is not None and (attempts := keeper.count_lost(job.claim)) >= most:
-            host = keeper.hostname
+        if (attempts := self._count_lost(job)) >= most:
+            self._attempts.ended(job)
+            host = self.serving.plan.hostname
             job.fail(
                 RuntimeSystemError("WorkerLost", f"{what} on {host}, attempt {attempts} of {most}: it is given up.")
             )
         else:
             job.fail(WorkerLostError(what))
+
+    def _count_lost(self, job: Job) -> int:
+        keeper = self.serving.keeper
+        if keeper is None or job.claim is None:
+            return self._attempts.count_lost(job)
+        return keeper.count_lost(job.claim)
 
     def starts_changed(self) -> None:
         """A replica became ready or failed to: the environment may be failed now."""

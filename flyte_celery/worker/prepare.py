@@ -13,13 +13,13 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
-from celery.utils.log import get_logger
 from celery.utils.nodenames import gethostname
 
 from ..autoscaler.decide import Limits
 from ..environment import TaskEnvironment, environments
 from ..fleet.connection import connect, is_too_old
 from ..names import PRIORITY_STEPS, priority_lists, queue_name
+from ..queues import TYPE_ARGUMENT, environment_queue
 from ..registry import check_conflicts
 from ..replica.application import find
 from ..replica.plan import Logging, ReplicaPlan
@@ -28,9 +28,8 @@ from ..supervisor.lifecycle import Patience
 from . import transport
 from .keeper import Keeper
 from .pool import ReplicaPool
+from .promises import is_amqp, weaker_promises
 from .serving import Serving
-
-logger = get_logger("flyte_celery.worker")
 
 #: Seconds that a worker waits at its start for a broker that does not answer before it gives up.
 BROKER_PATIENCE = 10.0
@@ -117,6 +116,8 @@ def _become(worker: Any, environment: TaskEnvironment) -> None:
     if nick == "celery":  # nobody gave it a name
         worker.hostname = f"{name}@{host or gethostname()}"
     broker_url = app.conf.broker_read_url or app.conf.broker_url
+    # What `-Q` has made of the name is not what clients declare, where the app says how its queues are.
+    app.amqp.queues.select_add(environment_queue(app, name))
     serving = _serving(worker, environment, broker_url, _claiming(worker, environment, broker_url))
     worker.pool_cls = type("ReplicaPool", (ReplicaPool,), {"serving": serving, "__module__": ReplicaPool.__module__})
     # Celery's consumer takes its prefetch count from these two: as many messages as can run at once.
@@ -128,23 +129,36 @@ def _become(worker: Any, environment: TaskEnvironment) -> None:
     app.conf.worker_cancel_long_running_tasks_on_connection_loss = False
     # After a lost connection Celery would claim as many messages as there are processes; a replica runs many tasks.
     app.conf.worker_enable_prefetch_count_reduction = False
+    if serving.redelivers:
+        _check_queue(app, name)
+        # RabbitMQ closes the channel of a worker that has not acknowledged a message for 30 minutes. Celery would end
+        # the worker over it, with everything else that it runs.
+        app.conf.broker_channel_error_retry = True
+
+
+def _check_queue(app: Any, name: str) -> None:
+    """Declare the queue, as the worker will do again and again.
+
+    Raises:
+        CannotServe: It exists as something else.
+    """
+    with app.connection_for_read() as connection:
+        try:
+            environment_queue(app, name)(connection.default_channel).declare()
+        except connection.channel_errors as exc:
+            raise CannotServe(
+                f"RabbitMQ refuses the queue {queue_name(name)!r}: {exc} Serve it with the settings that it was "
+                "declared with (`task_default_queue_type` and the like), or delete it when it is empty."
+            ) from None
 
 
 def _claiming(worker: Any, environment: TaskEnvironment, url: str) -> Keeper | None:
-    """Choose the transport with claims where the broker can have them.
-
-    Elsewhere Celery's own transport serves the queue, and the worker says which promises are weaker.
-    """
+    """Choose the transport with claims where the broker can have them; elsewhere Celery's own serves the queue."""
     conf = worker.app.conf
     scheme = url.split("://", 1)[0]
     options = conf.broker_transport_options or {}
     client = connect(url) if scheme in ("redis", "redis+socket") and ";" not in url else None
     if client is None or options.get("global_keyprefix") or options.get("sep") or is_too_old(client):
-        logger.warning(
-            "%s: this broker has no leases and claims: a task that runs longer than the visibility timeout may run "
-            "twice, and one that kills its worker is tried again without end.",
-            environment.name,
-        )
         return None
     steps = tuple(options.get("priority_steps") or PRIORITY_STEPS)
     queue = queue_name(environment.name)
@@ -203,9 +217,16 @@ def _serving(worker: Any, environment: TaskEnvironment, broker_url: str, keeper:
         ),
         broker_url=broker_url,
         keeper=keeper,
+        weaker=None if keeper is not None else _weaker(worker.app, environment, broker_url),
+        redelivers=is_amqp(broker_url),
         fenced=keeper is not None and keeper.shares_server_with(worker.app.backend),
         environ={name: str(value) for name, value in (environment.env_vars or {}).items()},
     )
+
+
+def _weaker(app: Any, environment: TaskEnvironment, url: str) -> str:
+    arguments = environment_queue(app, environment.name).queue_arguments or {}
+    return weaker_promises(url, arguments.get(TYPE_ARGUMENT) == "quorum", published=connect(url) is not None)
 
 
 def _startup_patience(environment: TaskEnvironment, default: float) -> float:

@@ -6,6 +6,7 @@ so plain `celery -A proj worker -Q ENV` becomes an environment's worker without 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
@@ -14,6 +15,7 @@ from datetime import timedelta
 from typing import Any
 
 from celery.utils.nodenames import gethostname
+from celery.utils.quorum_queues import detect_quorum_queues
 
 from ..autoscaler.decide import Limits
 from ..environment import TaskEnvironment, environments
@@ -137,10 +139,13 @@ def _become(worker: Any, environment: TaskEnvironment) -> None:
 
 
 def _check_queue(app: Any, name: str) -> None:
-    """Declare the queue, as the worker will do again and again.
+    """Declare the queue, as the worker will do again and again; beside quorum queues, all that the app knows.
+
+    Celery's delayed delivery, which comes with quorum queues, binds them all, and takes one that nobody has declared
+    yet for a failure.
 
     Raises:
-        CannotServe: It exists as something else.
+        CannotServe: The environment's queue exists as something else.
     """
     with app.connection_for_read() as connection:
         try:
@@ -150,6 +155,11 @@ def _check_queue(app: Any, name: str) -> None:
                 f"RabbitMQ refuses the queue {queue_name(name)!r}: {exc} Serve it with the settings that it was "
                 "declared with (`task_default_queue_type` and the like), or delete it when it is empty."
             ) from None
+        if not detect_quorum_queues(app, "amqp")[0]:
+            return
+        for other in [queue for queue in app.amqp.queues.values() if not queue.auto_delete]:
+            with contextlib.suppress(*connection.channel_errors), connection.channel() as channel:
+                other(channel).declare()
 
 
 def _claiming(worker: Any, environment: TaskEnvironment, url: str) -> Keeper | None:

@@ -48,7 +48,7 @@ def test_the_callers_face_is_the_same(project: RabbitProject) -> None:
 
 
 def test_results_may_go_the_same_way_back(rabbit: RabbitServer, make_project: Callable[..., RabbitProject]) -> None:
-    """Celery's `rpc://` backend: only the process that called can read a result, once."""
+    """Celery's `rpc://` backend: only the thread that called can read a result; what waits elsewhere says so."""
     project = make_project(rabbit, backend="rpc://")
     for environment in ("aio", "snc"):
         project.start(environment, ready=False)
@@ -58,25 +58,31 @@ def test_results_may_go_the_same_way_back(rabbit: RabbitServer, make_project: Ca
         import asyncio
         from proj import crash_once, fail, flyte, nap, poison
 
-        async def main():
-            print(await asyncio.gather(*(nap.delay(0.0, n) for n in range(3))))
+        async def wait_for(result):
+            return await result
 
         print([result.get(timeout=20) for result in [nap.delay(0.0, n) for n in range(20)]][-1])
-        print(list(flyte.map(nap, [0.0] * 3, [4, 5, 6])))
-        asyncio.run(main())
         crash_once.delay("mark").get(timeout=20)
-        for call in (lambda: fail.delay("words"), poison.delay):
+        for call in (
+            lambda: fail.delay("words").get(timeout=20),
+            lambda: poison.delay().get(timeout=20),
+            lambda: asyncio.run(wait_for(nap.delay(0.0, 1))),
+            lambda: sum(flyte.map(nap, [0.0], [1])),
+            lambda: flyte.run(nap, 0.0, 1).outputs(),
+        ):
             try:
-                call().get(timeout=20)
+                call()
             except Exception as error:
                 print(type(error).__name__, error)
         """,
         project.variables,
     )
     lines = printed.splitlines()
-    assert lines[:3] == ["19", "[4, 5, 6]", "[0, 1, 2]"]
-    assert lines[3] == "ValueError words"
-    assert re.fullmatch(r"RuntimeSystemError .*SIGSEGV.*attempt 3 of 3.*", lines[4])
+    assert lines[:2] == ["19", "ValueError words"]
+    assert re.fullmatch(r"RuntimeSystemError .*SIGSEGV.*attempt 3 of 3.*", lines[2])
+    assert len(lines) == 6
+    for line in lines[3:]:
+        assert "rpc:// has a reply queue for each thread" in line
 
 
 def test_the_commands_tell_of_it(project: RabbitProject) -> None:

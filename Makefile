@@ -7,11 +7,12 @@
 #   make format   let ruff rewrite the code
 #   make demo     the example of README.md, from nothing to its summary
 #   make bench    this project beside stock Celery: figures, not tests
+#   make chaos    faults under load: what was lost, what ran twice (CHAOS="--seed 7 --tasks 500", see --help)
 #   make lock     resolve the newest versions into constraints.txt (with the oldest supported Python)
 #   make clean    remove what these commands made
 
 .DEFAULT_GOAL := test
-.PHONY: setup test test-rabbitmq lint format demo bench lock clean
+.PHONY: setup test test-rabbitmq lint format demo bench chaos lock clean
 
 # A name on PATH is not enough: a version manager's shim may stand for a version that is not installed, and some
 # systems ship Python without venv.
@@ -53,6 +54,9 @@ demo: setup
 
 bench: setup
 	$(BIN)/python -m tests.benchmarks.core
+
+chaos: setup
+	$(BIN)/python -m tests.chaos $(CHAOS)
 
 lock:
 	rm -rf .venv-lock

@@ -15,7 +15,9 @@ What an option means, and where it can be given:
 | `plugin_config` | yes | | | yes |
 | `depends_on`, `description`, `include` | yes | yes | | |
 | `retries`, `timeout`, `short_name`, `max_inline_io_bytes`, `links` | | | yes | yes |
-| Celery's options, `max_attempts` | | | yes | |
+| `max_attempts` | yes | yes | yes | |
+| `grace` | yes | yes | | |
+| Celery's options | | | yes | |
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from .options import (
     MAX_INLINE_IO_BYTES,
     TASK_OPTIONS,
     TaskOptions,
+    check_grace,
     check_max_attempts,
     check_options,
 )
@@ -92,6 +95,12 @@ class TaskEnvironment(Environment):
     queue: str | None = None
     """Flyte's cluster queue. It is kept, and changes nothing here: the Celery queue has the environment's name."""
 
+    max_attempts: int = MAX_ATTEMPTS
+    """How often a task is started at most when its worker or replica is lost; a task's own `max_attempts` wins."""
+
+    grace: float | timedelta | None = None
+    """Seconds that running tasks get to finish when a worker stops. None: the worker's setting, 25."""
+
     place: Place = field(init=False, compare=False, repr=False)
     """Where this environment is defined."""
 
@@ -115,6 +124,8 @@ class TaskEnvironment(Environment):
                 f"Environment {self.name!r} cannot combine reusable with the plugin "
                 f"{type(self.plugin_config).__name__}, which does not support reuse: leave out one of them."
             )
+        check_max_attempts(self.max_attempts)
+        self.grace = check_grace(self.grace)
         self.place = registry.calling_place()
         registry.add_environment(self)
 
@@ -159,7 +170,8 @@ class TaskEnvironment(Environment):
             task_resolver: Kept, without effect.
             entrypoint: Kept, without effect.
             produces_artifacts: Kept, without effect.
-            max_attempts: How often the task is started at most when its worker or replica is lost. Default 3.
+            max_attempts: How often the task is started at most when its worker or replica is lost. Default: the
+                environment's, 3.
             bind: Whether the first parameter is the Celery task (`self`), as in Celery. It is no part of the interface.
             **options: Celery's task options: `autoretry_for`, `rate_limit`, `soft_time_limit`, `ignore_result`,
                 `serializer`, `on_failure` and the others of `CeleryOptions`.
@@ -231,7 +243,7 @@ class TaskEnvironment(Environment):
             entrypoint=options.get("entrypoint", False),
             produces_artifacts=options.get("produces_artifacts", False),
             plugin_config=self.plugin_config,
-            max_attempts=options.get("max_attempts", MAX_ATTEMPTS),
+            max_attempts=options.get("max_attempts", self.max_attempts),
             bind=bind,
             celery_options=celery_options,
         )
@@ -299,13 +311,13 @@ class TaskEnvironment(Environment):
 
         Args:
             name: Name of the clone.
-            **kwargs: `cache`, and `reusable`, where None turns reuse off.
+            **kwargs: `cache`, `max_attempts`, `grace`, and `reusable`, where None turns reuse off.
 
         Raises:
             TypeError: An argument does not exist or has the wrong type.
             ValueError: The name is not valid.
         """
-        check_options("clone_with()", kwargs, ("cache", "reusable"))
+        check_options("clone_with()", kwargs, ("cache", "reusable", "max_attempts", "grace"))
         if kwargs.get("cache", ...) is None:
             del kwargs["cache"]
         given = {

@@ -128,6 +128,11 @@ def inbox_key(queue: str, worker: str) -> str:
     return f"{PREFIX}inbox:{queue}:{worker}"
 
 
-def attempts_key(queue: str) -> str:
-    """How often messages of a queue were started and lost: a hash of the message's tag to a count."""
-    return f"{PREFIX}attempts:{queue}"
+def dead_key(queue: str) -> str:
+    """Dead letters of a queue: a list of messages that were given up, each with the reason, newest first."""
+    return f"{PREFIX}dead:{queue}"
+
+
+def replies_key(process: str) -> str:
+    """The channel on which a process hears of the results of its calls."""
+    return f"{PREFIX}replies:{process}"

@@ -1,4 +1,4 @@
-"""The options of `@env.task(...)`: Flyte's, Celery's that still mean something, and one of our own."""
+"""The options of `@env.task(...)`: Flyte's, Celery's that still mean something, and one of our own; their checks."""
 
 from __future__ import annotations
 
@@ -112,3 +112,23 @@ def check_max_attempts(value: object) -> int:
     if value < 1:
         raise ValueError(f"max_attempts must be at least 1, got {value}: 1 means that a lost task is not run again.")
     return value
+
+
+def check_grace(value: object) -> float | None:
+    """Accept a valid `grace`.
+
+    Returns:
+        Seconds, or None.
+
+    Raises:
+        TypeError: If it is no number of seconds and no `timedelta`.
+        ValueError: If it is negative.
+    """
+    if value is None:
+        return None
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool):
+        raise TypeError(f"grace must be seconds or a timedelta, got {value!r}: pass for instance 60.")
+    if not seconds >= 0:
+        raise ValueError(f"grace must not be negative, got {value!r}: 0 hands running tasks back at once.")
+    return float(seconds)

@@ -28,7 +28,10 @@ _URLS = frozenset({"broker_url", "result_backend"})
 _COUNTS = frozenset({"max_start_failures"})
 #: Times of which 0 means something: at once, or none.
 _MAY_BE_ZERO = frozenset({"grace", "lookahead", "start_backoff", "start_backoff_cap", "idle_ttl", "scaledown_ttl"})
-_OPTIONAL = frozenset({"broker_url", "result_backend", "idle_ttl", "scaledown_ttl"})
+_OPTIONAL = frozenset({"broker_url", "result_backend", "idle_ttl", "scaledown_ttl", "grace"})
+
+#: Seconds that running tasks get to finish when nobody says otherwise: below the 30 s that Kubernetes gives.
+GRACE = 25.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +52,8 @@ class Settings:
     project_dir: Path = field(default_factory=Path.cwd)
     """The directory whose `.flyte-celery` folder holds what runs for this project (variable `FLYTE_CELERY_HOME`)."""
 
-    grace: float = 25.0
-    """Seconds for running tasks to finish when a worker is told to stop. Below the 30 s that Kubernetes gives."""
+    grace: float | None = None
+    """Seconds for running tasks to finish when a worker is told to stop. None: the environment's, then 25."""
 
     startup_timeout: float = 600.0
     """Seconds that a replica's start-up hooks may take, together. Loading a model may take minutes."""
@@ -87,6 +90,10 @@ class Settings:
                 f"start_backoff_cap={self.start_backoff_cap:g} is below start_backoff={self.start_backoff:g}: "
                 "raise the cap or lower the first back-off."
             )
+
+    def grace_for(self, option: float | None, environment: float | None) -> float:
+        """Seconds that running tasks get: the worker's option, this setting, the environment's `grace`, 25."""
+        return next(seconds for seconds in (option, self.grace, environment, GRACE) if seconds is not None)
 
     @property
     def lease_renewal(self) -> float:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import click
 
+from .dead import dead
 from .down import down_command
+from .reap import reap_command
 from .show import explain_command, list_command, status_command
 from .up import up_command
 from .worker import worker_command
@@ -17,5 +19,14 @@ def env() -> None:
     """The group of commands."""
 
 
-for command in (worker_command, up_command, down_command, list_command, status_command, explain_command):
+for command in (
+    worker_command,
+    up_command,
+    down_command,
+    list_command,
+    status_command,
+    explain_command,
+    reap_command,
+    dead,
+):
     env.add_command(command)

@@ -14,11 +14,10 @@ import click
 from celery.bin.base import CeleryCommand
 from kombu.exceptions import OperationalError
 
-from ..client.install import dispatcher_of
 from ..environment import TaskEnvironment, environments
-from ..errors import InitializationError
 from ..names import queue_name
 from ..settings import redacted
+from .fleet import check_running
 from .worker import known_environment
 
 #: Seconds that workers have to answer.
@@ -153,7 +152,7 @@ def ask_by_host(app: Any, command: str, hosts: list[str] | None) -> dict[str, An
     Raises:
         click.ClickException: The bundled Redis does not run, or the broker cannot be reached.
     """
-    _check_running(app)
+    check_running(app)
     try:
         listening = len(hosts) if hosts is not None else _listening(app)
         # Celery waits the whole time for answers unless it knows how many will come.
@@ -194,6 +193,9 @@ def _shown(status: dict[str, Any]) -> str:
     ]
     if status["decision"]:
         lines.append(f"  decision  {status['decision']}")
+    if status["dead"]:
+        letters = "letter" if status["dead"] == 1 else "letters"
+        lines.append(f"  given up  {status['dead']} dead {letters}: see `env dead list {status['environment']}`")
     if status["failure"]:
         lines.append(click.style(f"  failed    {status['failure']}", fg="red"))
     return "\n".join(lines)
@@ -220,14 +222,3 @@ def _wanted(app: Any, environment: str | None) -> list[str]:
 def _load(app: Any) -> None:
     app.loader.import_default_modules()
     app.finalize()
-
-
-def _check_running(app: Any) -> None:
-    try:
-        dispatcher = dispatcher_of(app)
-    except InitializationError as exc:
-        raise click.ClickException(str(exc)) from None
-    if not dispatcher.has_broker:
-        raise click.ClickException(
-            "Nothing runs here: the bundled Redis of this directory is not started. Try `env up`."
-        )

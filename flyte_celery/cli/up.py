@@ -22,6 +22,7 @@ from ..environment import TaskEnvironment, environments
 from ..errors import InitializationError
 from ..gpu.discover import can_offer
 from ..names import worker_name
+from ..options import check_grace
 from ..replica.application import ApplicationReference, find
 from ..settings import Settings, redacted
 from ..worker.prepare import CannotServe, check_broker, refuse_conflicts
@@ -95,7 +96,8 @@ def up_command(
             _announce(dispatcher, list(workers), port)
             commands = workers if port is None else {**workers, "flower": _flower_command(reference, port)}
             os.environ["PYTHONUNBUFFERED"] = "1"
-            patience = (settings.grace if grace is None else grace) + WORKER_PATIENCE
+            graces = (check_grace(environment.grace) for environment in environments().values())
+            patience = max((settings.grace_for(grace, each) for each in graces), default=0.0) + WORKER_PATIENCE
             asyncio.run(_serve(commands, patience, dispatcher.embedded_home))
     except (CannotServe, InitializationError, LookupError, embedded.EmbeddedRedisError) as exc:
         raise click.ClickException(str(exc)) from None

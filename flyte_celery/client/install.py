@@ -99,6 +99,7 @@ def install(app: Celery, embedded_home: Path | None = None) -> Celery:
 
 def _hook_in(app: Any, dispatcher: CeleryDispatcher) -> None:
     app.steps["worker"].add("flyte_celery.worker.steps:AutoscalerStep")
+    app.steps["consumer"].add("flyte_celery.worker.steps:ReconnectionStep")
     _add_worker_options(app)
     app.on_after_configure.connect(route_environments, weak=False)
     if app.configured:

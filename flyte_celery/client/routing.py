@@ -8,7 +8,7 @@ from celery import current_app
 
 from ..environment import environments
 from ..fleet.catalogue import Catalogue
-from ..fleet.connection import connect
+from ..fleet.connection import connect_to_broker
 from ..names import split_task_name
 from ..queues import environment_queue
 
@@ -32,7 +32,7 @@ def _published(environment: str) -> bool:
     url = conf.broker_read_url or conf.broker_url
     catalogue = _catalogues.get(url)
     if catalogue is None:
-        catalogue = _catalogues[url] = Catalogue(connect(url))
+        catalogue = _catalogues[url] = Catalogue(connect_to_broker(current_app))
     return catalogue.knows(environment)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import redis
 from celery.utils.log import get_logger
 
-from ..names import environment_key
+from ..names import PRIORITY_STEPS, environment_key
 
 logger = get_logger("flyte_celery.fleet")
 
@@ -58,3 +58,10 @@ class Catalogue:
             return False
         self._answers[environment] = now, answer
         return answer
+
+
+def priority_steps(client: redis.Redis, environment: str) -> tuple[int, ...]:
+    """kombu's priority steps as the workers of an environment have them, kombu's defaults for an unknown one."""
+    description: bytes | None = client.get(environment_key(environment))  # type: ignore[assignment]
+    steps = json.loads(description).get("priority_steps") if description else None
+    return tuple(steps) if steps else PRIORITY_STEPS

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import redis
+from redis.exceptions import NoScriptError
 
 from .. import names
+from .messages import lost_once_more, priority_of
 from .scripts import script
-
-#: Seconds for which lost starts are remembered after the last one of their queue.
-ATTEMPTS_KEPT = 7 * 24 * 3600
 
 
 class LeaseLostError(Exception):
@@ -31,9 +30,9 @@ class Claim:
 
     id: int
     message: bytes
-    #: Index of the priority list that it came from, and goes back to.
-    list: int
-    tag: str
+    #: Starts of it that were lost before this worker had it, and what the last one was lost to.
+    attempts: int = 0
+    lost_to: str = ""
     started: bool = False
     #: Whether the pool has it, or had it until it ended.
     taken: bool = False
@@ -46,23 +45,28 @@ class Claims:
     Args:
         client: Used for everything but claiming itself, which the transport sends on its own connection.
         queue: The queue.
-        lists: Its priority lists, most urgent first.
+        steps: Its priority steps, as kombu's transport option has them.
         worker: An id that no other worker has, nor an earlier life of this one.
         lease: Seconds.
     """
 
     client: redis.Redis
     queue: str
-    lists: tuple[str, ...]
+    steps: tuple[int, ...]
     worker: str
     lease: float
     #: What is claimed, by id, in the order of claiming.
     held: dict[int, Claim] = field(default_factory=dict)
     _next: int = 1
-    #: The claim whose message still is in the inbox.
-    _in_inbox: int | None = None
+    #: First id of the claim command whose reply is awaited.
+    _asked: int | None = None
     _acks: list[int] = field(default_factory=list)
-    _begun: list[int] = field(default_factory=list)
+    _burials: list[tuple[int, str]] = field(default_factory=list)
+    _sent: list[int] = field(default_factory=list)
+
+    def reborn(self, worker: str) -> Claims:
+        """The claims of the same worker's next life: without any, and with ids that this one has not given."""
+        return Claims(self.client, self.queue, self.steps, worker, self.lease, _next=self._next)
 
     # -- Lease -------------------------------------------------------------------------------------------------------
 
@@ -79,20 +83,26 @@ class Claims:
         self._lease("renew")
 
     def _lease(self, how: str) -> None:
-        args = [names.worker_member(self.queue, self.worker), int(self.lease * 1000), how]
+        args = [self._member, int(self.lease * 1000), how]
         if not script("lease").run(self.client, [names.workers_key()], args):
             raise LeaseLostError(f"The lease of {self.worker} on {self.queue!r} was over before it was renewed.")
 
     # -- Claiming ----------------------------------------------------------------------------------------------------
 
     def claim_command(self, most: int) -> tuple[Any, ...]:
-        """The command that claims up to `most` messages; give its reply to `claimed`."""
-        return script("claim").command(*self._claim_arguments(most))
+        """The command that claims up to `most` messages; give its reply to `claimed`.
 
-    def _claim_arguments(self, most: int) -> tuple[list[str], list[Any]]:
+        Its ids are never given again: when the reply is lost with the connection, the claims exist all the same, and
+        `reclaim` finds them.
+        """
+        self._asked = self._next
+        self._next += most + 1  # what BLMOVE has put aside comes besides
         keys = [names.workers_key(), self._claims, self._inbox, *self.lists]
-        inbox = "" if self._in_inbox is None else self._in_inbox
-        return keys, [names.worker_member(self.queue, self.worker), inbox, self._next, most]
+        return script("claim").command(keys, [self._member, self._asked, most])
+
+    def wait_command(self, seconds: float) -> tuple[Any, ...]:
+        """The command that waits for a message of the default priority and puts it aside for the next claim."""
+        return ("BLMOVE", self.lists[0], self._inbox, "RIGHT", "LEFT", seconds)
 
     def claimed(self, reply: Any) -> list[Claim]:
         """The claims that a reply to `claim_command` brings.
@@ -100,40 +110,55 @@ class Claims:
         Raises:
             LeaseLostError: The worker may not claim any more.
         """
+        assert self._asked is not None, "nothing was asked for"
+        first, self._asked = self._asked, None
         if reply == -1:
             raise LeaseLostError(f"The lease of {self.worker} on {self.queue!r} is over.")
-        self._in_inbox = None
-        return [self._hold(message) for message in reply]
+        taken = [Claim(number, message) for number, message in enumerate(reply, first)]
+        self.held.update((claim.id, claim) for claim in taken)
+        return taken
 
-    def wait_command(self, seconds: float) -> tuple[Any, ...]:
-        """The command that waits for a message of the default priority; give its reply to `arrived`."""
-        return ("BLMOVE", self.lists[0], self._inbox, "RIGHT", "LEFT", seconds)
+    def reclaim(self, everything: bool = False) -> int:
+        """Hand back claims that this worker never heard of: the replies that told of them were lost.
 
-    def arrived(self, reply: bytes | None) -> list[Claim]:
-        """The claim that a reply to `wait_command` brings; its message stays in the inbox until the next claim."""
-        if reply is None:
-            return []
-        claim = self._hold(reply)
-        self._in_inbox = claim.id
-        return [claim]
+        Args:
+            everything: Also what an answer that is on its way may tell of.
 
-    def _hold(self, message: bytes) -> Claim:
-        claim = self.held[self._next] = Claim(self._next, message, 0, "")
-        self._next += 1
-        return claim
+        Returns:
+            How many there were.
+
+        Raises:
+            redis.RedisError: Redis does not answer.
+        """
+        known = self.held.keys() | set(self._acks) | {number for number, _ in self._burials}
+        end = self._next if everything or self._asked is None else self._asked
+        found: Any = self.client.hkeys(self._claims)
+        lost = [number for number in map(int, found) if number < end and number not in known]
+        if not lost:
+            return 0
+        messages: Any = self.client.hmget(self._claims, [str(number) for number in lost])
+        back = [Claim(number, message) for number, message in zip(lost, messages, strict=True) if message]
+        return self.hand_back(back)
 
     # -- Finishing ---------------------------------------------------------------------------------------------------
 
-    def begun(self, number: int) -> None:
-        """Note that a claim has begun to run; `flush` writes it."""
-        claim = self.held.get(number)
-        if claim is not None:
-            claim.started = True
-            self._begun.append(number)
+    def sent(self, number: int) -> None:
+        """Note that a claim is about to run, for whoever finds this worker dead; `flush` writes it."""
+        if number in self.held:
+            self._sent.append(number)
 
-    def ack(self, number: int) -> None:
-        """Note that a claim is finished and its result stored; `flush` writes it."""
-        if self.held.pop(number, None) is not None:
+    def ack(self, number: int, letter: str = "") -> None:
+        """Note that a claim is finished and its result stored; `flush` writes it.
+
+        Args:
+            number: The claim.
+            letter: The dead letter to keep when the message was given up.
+        """
+        if self.held.pop(number, None) is None:
+            return
+        if letter:
+            self._burials.append((number, letter))
+        else:
             self._acks.append(number)
 
     def flush(self) -> None:
@@ -142,58 +167,77 @@ class Claims:
         Raises:
             redis.RedisError: Redis does not answer.
         """
-        acks, begun = self._acks, [number for number in self._begun if number in self.held]
-        if not acks and not begun:
-            self._begun.clear()
+        acks, burials = self._acks, self._burials
+        sent = [number for number in self._sent if number in self.held]
+        if not (acks or burials or sent):
+            self._sent.clear()
             return
-        adopt = self._in_inbox
-        pipe: Any = self.client.pipeline(transaction=False)
-        with pipe:
-            if adopt is not None:  # an acknowledged claim must not stay behind in the inbox
-                pipe.execute_command(*self.claim_command(0))
-            if begun:
-                pipe.hset(self._started, mapping=dict.fromkeys(map(str, begun), 1))
-            if acks:
-                pipe.hdel(self._claims, *map(str, acks))
-                pipe.hdel(self._started, *map(str, acks))
-            pipe.execute()
-        if adopt is not None:
-            self._in_inbox = None
-        del self._acks[: len(acks)]
-        self._begun.clear()
+        try:
+            with self.client.pipeline(transaction=False) as pipe:
+                self._write(pipe, sent)
+                pipe.execute()
+        except NoScriptError:  # the server was restarted since it was given the script
+            self.client.script_load(script("bury").text)
+            return self.flush()
+        del acks[:], burials[:]
+        self._sent.clear()
 
-    def hand_back(self, claims: Iterable[Claim]) -> list[int]:
+    def _write(self, pipe: Any, sent: list[int]) -> None:
+        if sent:
+            pipe.hset(self._started, mapping=dict.fromkeys(map(str, sent), 1))
+        if self._acks:
+            pipe.hdel(self._claims, *map(str, self._acks))
+            pipe.hdel(self._started, *map(str, self._acks))
+        for number, letter in self._burials:
+            keys = [self._claims, self._started, names.dead_key(self.queue)]
+            pipe.execute_command(*script("bury").command(keys, [number, letter]))
+
+    def owns(self, number: int) -> bool:
+        """Ask Redis whether a claim still is this worker's: neither finished with its result, nor handed on.
+
+        Raises:
+            redis.RedisError: Redis does not answer.
+        """
+        pipe: Any = self.client.pipeline(transaction=False)
+        pipe.hexists(self._claims, str(number))
+        pipe.zscore(names.workers_key(), self._member)
+        held, lease = pipe.execute()
+        return bool(held) and lease is not None and lease > 0
+
+    def hand_back(self, claims: Iterable[Claim]) -> int:
         """Put claims back at the head of the queue, in the order in which they came.
 
         Returns:
-            For each, newest first, how often a start of it was lost; -1 for one that was no longer held.
+            How many went back; the others were no longer this worker's.
         """
         back = sorted(claims, key=lambda claim: claim.id, reverse=True)
         if not back:
-            return []
-        if self._in_inbox is not None:
-            script("claim").run(self.client, *self._claim_arguments(0))
-            self._in_inbox = None
+            return 0
         args: list[Any] = []
         for claim in back:
-            args += [claim.id, claim.list + 1, claim.message, claim.tag, int(claim.started)]
-        keys = [self._claims, self._started, names.attempts_key(self.queue), *self.lists]
-        counts: list[int] = script("hand_back").run(self.client, keys, args)
+            message = lost_once_more(claim.message, claim.lost_to) if claim.started else claim.message
+            args += [claim.id, names.priority_index(priority_of(message), self.steps) + 1, message]
+        went = script("hand_back").run(self.client, [self._claims, self._started, *self.lists], args)
         for claim in back:  # only now: what Redis did not take is still this worker's
             self.held.pop(claim.id, None)
-        return counts
+        return int(sum(went))
 
-    def count_lost(self, claim: Claim) -> int:
-        """Count one more lost start of a message and say how many there were."""
-        key = names.attempts_key(self.queue)
-        pipe: Any = self.client.pipeline(transaction=False)
-        pipe.hincrby(key, claim.tag, 1)
-        pipe.expire(key, ATTEMPTS_KEPT)
-        return int(pipe.execute()[0])
+    def fence(self, number: int) -> tuple[str, str]:
+        """What a result of a claim is stored under: the worker and the claim."""
+        return self._member, str(number)
 
     def leave(self) -> None:
         """Give up the lease. The entry stays for the reapers, who look once more into the inbox."""
-        script("condemn").run(self.client, [names.workers_key()], [names.worker_member(self.queue, self.worker)])
+        script("condemn").run(self.client, [names.workers_key()], [self._member])
+
+    @property
+    def lists(self) -> tuple[str, ...]:
+        """The queue's priority lists, most urgent first."""
+        return names.priority_lists(self.queue, self.steps)
+
+    @property
+    def _member(self) -> str:
+        return names.worker_member(self.queue, self.worker)
 
     @property
     def _claims(self) -> str:

@@ -1,19 +1,24 @@
-"""A Redis client for the fleet's own keys, on the server that the broker URL names."""
+"""A Redis client for the fleet's own keys, on the server that is the app's broker."""
 
 from __future__ import annotations
 
+import ssl
+from collections.abc import Mapping
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import redis
+from redis.sentinel import Sentinel
 
 from ..embedded import client_url
 
 #: Seconds that a command on the fleet's keys may take before the caller goes on without it.
 TIMEOUT = 2.0
 
-
 #: The oldest Redis with every command that claims need (BLMOVE, LMOVE, RPOP with a count).
 OLDEST_VERSION = (6, 2)
+
+_TIMEOUTS = {"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT}
 
 
 def is_too_old(client: redis.Redis) -> bool:
@@ -26,16 +31,54 @@ def is_too_old(client: redis.Redis) -> bool:
     return version < OLDEST_VERSION
 
 
-def connect(broker_url: str | None) -> redis.Redis | None:
-    """A client of the broker's Redis; it connects at its first command.
+def connect_to_broker(app: Any) -> redis.Redis | None:
+    """A client of the Redis that is an app's broker, see `connect`."""
+    conf = app.conf
+    return connect(conf.broker_read_url or conf.broker_url, conf.broker_use_ssl, conf.broker_transport_options)
+
+
+def connect(
+    url: str | None, use_ssl: Mapping[str, Any] | bool | None = None, options: Mapping[str, Any] | None = None
+) -> redis.Redis | None:
+    """A client of a broker's Redis, which connects at its first command.
 
     Args:
-        broker_url: As Celery writes it; of several failover URLs the first counts.
+        url: As Celery writes it; of several failover URLs the first counts, of several Sentinels all.
+        use_ssl: Celery's `broker_use_ssl`.
+        options: Celery's `broker_transport_options`; `master_name` and `sentinel_kwargs` are needed for Sentinel.
 
     Returns:
-        None when the broker is no Redis that one URL describes (RabbitMQ, Sentinel).
+        None when the broker is no Redis (RabbitMQ), or is behind Sentinels that are told no `master_name`.
     """
-    url = client_url((broker_url or "").split(";", 1)[0])
-    if url.split("://", 1)[0] not in ("redis", "rediss", "unix"):
+    first = client_url((url or "").split(";", 1)[0])
+    scheme = first.split("://", 1)[0]
+    secure = _ssl_arguments(use_ssl)
+    if scheme == "sentinel":
+        return _master(url or "", secure, options or {})
+    if scheme not in ("redis", "rediss", "unix"):
         return None
-    return redis.Redis.from_url(url, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT)
+    if use_ssl and scheme == "redis":
+        first = first.replace("redis://", "rediss://", 1)
+    return redis.Redis.from_url(first, **secure, **_TIMEOUTS)
+
+
+def _ssl_arguments(use_ssl: Mapping[str, Any] | bool | None) -> dict[str, Any]:
+    # kombu takes Python's constants of the ssl module, redis-py their names, too.
+    return dict(use_ssl) if isinstance(use_ssl, Mapping) else {"ssl_cert_reqs": ssl.CERT_REQUIRED} if use_ssl else {}
+
+
+def _master(urls: str, secure: dict[str, Any], options: Mapping[str, Any]) -> redis.Redis | None:
+    name = options.get("master_name")
+    if name is None:
+        return None
+    parts = [urlsplit(url) for url in urls.split(";")]
+    sentinels = [(part.hostname or "localhost", part.port or 26379) for part in parts]
+    arguments: dict[str, Any] = {**_TIMEOUTS, **secure, "ssl": bool(secure)}
+    for part in parts[:1]:
+        arguments["db"] = int(part.path.strip("/") or 0)
+        arguments["username"] = unquote(part.username) if part.username else None
+        arguments["password"] = unquote(part.password) if part.password else None
+    kwargs = {**_TIMEOUTS, **(options.get("sentinel_kwargs") or {})}
+    found: Any = Sentinel(sentinels, sentinel_kwargs=kwargs, **arguments)  # type: ignore[no-untyped-call]
+    client: redis.Redis = found.master_for(name)
+    return client

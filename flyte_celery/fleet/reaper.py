@@ -7,13 +7,14 @@ another message into its inbox.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 import redis
 
 from .. import names
+from .catalogue import priority_steps
+from .messages import lost_once_more, priority_of
 from .scripts import script
 
 #: Milliseconds after which no command of a condemned worker can still be pending; the longest waits one second.
@@ -53,21 +54,21 @@ def reap(client: redis.Redis) -> list[Report]:
 def _hand_back(client: redis.Redis, queue: str, worker: str) -> int:
     held: dict[bytes, bytes] = client.hgetall(names.claims_key(queue, worker))  # type: ignore[assignment]
     started: set[bytes] = set(client.hkeys(names.started_key(queue, worker)))  # type: ignore[arg-type]
-    lists = names.priority_lists(queue)
+    if not held:
+        return 0
+    steps = priority_steps(client, queue)
+    cause = f"The worker {worker.partition(':')[0]} was lost"
     args: list[Any] = []
     for number in sorted(held, key=int, reverse=True):
-        tag, priority = _tag_and_priority(held[number])
-        args += [number, names.priority_index(priority) + 1, held[number], tag, int(number in started)]
-    if not args:
-        return 0
-    keys = [
-        names.claims_key(queue, worker),
-        names.started_key(queue, worker),
-        names.attempts_key(queue),
-        *lists,
-    ]
-    counts: list[int] = script("hand_back").run(client, keys, args)
-    return sum(count >= 0 for count in counts)
+        message = held[number]
+        args += [
+            number,
+            names.priority_index(priority_of(message), steps) + 1,
+            lost_once_more(message, cause) if number in started else message,
+        ]
+    keys = [names.claims_key(queue, worker), names.started_key(queue, worker), *names.priority_lists(queue, steps)]
+    went: list[int] = script("hand_back").run(client, keys, args)
+    return sum(went)
 
 
 def _bury(client: redis.Redis, queue: str, worker: str) -> None:
@@ -75,11 +76,3 @@ def _bury(client: redis.Redis, queue: str, worker: str) -> None:
     if not client.exists(names.claims_key(queue, worker)):
         client.delete(names.started_key(queue, worker))
         client.zrem(names.workers_key(), names.worker_member(queue, worker))
-
-
-def _tag_and_priority(message: bytes) -> tuple[str, int]:
-    try:
-        properties = json.loads(message)["properties"]
-        return str(properties.get("delivery_tag")), int(properties.get("priority") or 0)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return "", 0  # whatever it is, it goes back where Celery will say what is wrong with it

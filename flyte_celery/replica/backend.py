@@ -1,15 +1,17 @@
 """Celery's Redis result backend inside a replica: one round trip for many results, and no blocked event loop.
 
 The format of results is Celery's own, so any process reads them. Celery reads the old state before it stores a new
-one, to protect a result from a task that runs twice; here the lease of the worker does that: a worker that was given
-up for dead stores nothing.
+one, to protect a result from a task that runs twice; here the claim does that: a worker that does not own the task any
+more stores nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
+import redis
 import redis.asyncio
 from celery import states
 from celery.backends.redis import RedisBackend
@@ -17,11 +19,12 @@ from celery.utils.log import get_logger
 from kombu.utils.encoding import bytes_to_str
 from redis.exceptions import NoScriptError
 
-from .. import names
 from ..client.results import async_client
+from ..fleet.patience import backoff, passes
 from ..fleet.scripts import script
+from ..fleet.storing import UNFENCED, Store, store
 from . import bridge
-from .wire import LEASE_FIELD
+from .wire import FENCE_FIELD
 
 logger = get_logger("flyte_celery.replica")
 
@@ -30,8 +33,6 @@ REPLACES = ("redis", "rediss", "redis+socket")
 
 #: Most results in one write.
 MOST_AT_ONCE = 200
-
-Store = tuple[list[str], list[Any]]
 
 
 class ReplicaBackend(RedisBackend):
@@ -44,17 +45,31 @@ class ReplicaBackend(RedisBackend):
         meta["task_id"] = bytes_to_str(task_id)
         expires = self.failure_expires if state == states.FAILURE else self.expires
         key = bytes_to_str(self.get_key_for_task(task_id))
-        lease = getattr(request, LEASE_FIELD, None) or ""
-        store: Store = ([names.workers_key(), key], [lease, int(expires or 0), self.encode(meta)])
+        fence = getattr(request, FENCE_FIELD, None) or UNFENCED
+        # After a success nothing follows but a chord's callback; after a failure errbacks do, and Celery calls them
+        # when the failure is stored.
+        finished = state == states.SUCCESS and not getattr(request, "chord", None)
+        reply_to = getattr(request, "reply_to", None) or ""
+        write = store(key, self.encode(meta), int(expires or 0), reply_to, tuple(fence), finished=finished)
         if bridge.driven():
-            stored = bridge.hand_over(_batch_of(self).add(store))
+            stored = bridge.hand_over(_batch_of(self).add(write))
         else:
-            stored = self.ensure(script("store").run, (self.client, *store))
+            stored = _store_patiently(self.client, write)
         if not stored:
-            logger.warning(
-                "The result of %s is not stored: its worker lost its lease, and the task runs elsewhere.", task_id
-            )
+            logger.warning("The result of %s is not stored: its worker does not own the task any more.", task_id)
         return result
+
+
+def _store_patiently(client: redis.Redis, write: Store) -> int:
+    for delay in backoff():
+        try:
+            return int(script("store").run(client, *write))
+        except (redis.RedisError, OSError) as exc:
+            if not passes(exc):
+                raise
+            logger.warning("A result waits for Redis: %s", exc)
+        time.sleep(delay)
+    raise AssertionError("the back-off ends never")
 
 
 class ResultBatch:
@@ -90,22 +105,31 @@ class ResultBatch:
 
     async def _execute(self, stores: list[Store]) -> list[Any]:
         """Write until Redis has answered: results that are finished while it is away are stored when it is back."""
-        delay = 0.1
-        while True:
-            try:
-                pipe: Any = self._client.pipeline(transaction=False)
-                for keys, args in stores:
-                    pipe.execute_command(*script("store").command(keys, args))
-                outcomes: list[Any] = await pipe.execute(raise_on_error=False)
-            except (redis.ConnectionError, redis.TimeoutError, OSError) as exc:
-                logger.warning("%d result(s) wait for Redis: %s", len(stores), exc)
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, 5.0)
-                continue
+        outcomes: list[Any] = [None] * len(stores)
+        left = list(range(len(stores)))
+        for delay in backoff():
+            for index, outcome in zip(left, await self._attempt([stores[index] for index in left]), strict=True):
+                outcomes[index] = outcome
+            left = [index for index in left if isinstance(outcomes[index], Exception) and passes(outcomes[index])]
+            if not left:
+                break
+            logger.warning("%d result(s) wait for Redis: %s", len(left), outcomes[left[0]])
+            await asyncio.sleep(delay)
+        return outcomes
+
+    async def _attempt(self, stores: list[Store]) -> list[Any]:
+        """One write; the outcome of each, which is an exception where there is no other."""
+        try:
+            pipe: Any = self._client.pipeline(transaction=False)
+            for write in stores:
+                pipe.execute_command(*script("store").command(*write))
+            outcomes: list[Any] = await pipe.execute(raise_on_error=False)
             if any(isinstance(outcome, NoScriptError) for outcome in outcomes):
                 await self._client.script_load(script("store").text)
-                continue
+                return await self._attempt(stores)
             return outcomes
+        except (redis.RedisError, OSError) as exc:
+            return [exc] * len(stores)
 
 
 _batches: dict[asyncio.AbstractEventLoop, ResultBatch] = {}

@@ -35,5 +35,5 @@ RAISED: Final = 1
 #: Outcome `(CANCELLED,)`: the task was cancelled on the worker's request.
 CANCELLED: Final = 2
 
-#: Field of a task's request: its worker's member among the leases, or "" where results cannot be fenced.
-LEASE_FIELD: Final = "flyte_celery_lease"
+#: Field of a task's request: what its results are fenced with, see `fleet.storing`.
+FENCE_FIELD: Final = "flyte_celery_fence"

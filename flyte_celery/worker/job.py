@@ -38,6 +38,8 @@ class Job:
     arrived_at: float
     #: Its claim in the worker's keeper, None without one.
     claim: int | None = None
+    #: Whether it may share a replica with no other, see `losses`.
+    alone: bool = False
     #: Number of the replica that owns it, None while it waits in the pool.
     replica: int | None = None
     accepted_at: float | None = None
@@ -48,6 +50,11 @@ class Job:
     #: It was ended on request (revoked, over its hard limit): its outcome is already recorded.
     terminated: bool = False
     timers: list[Any] = field(default_factory=list)
+
+    @property
+    def words(self) -> str:
+        """Its name and id."""
+        return f"{self.task_name}[{self.task_id}]"
 
     @property
     def key(self) -> tuple[str, int]:
@@ -71,7 +78,7 @@ class Job:
         try:
             return request is not None and bool(request.revoked())
         except Exception:
-            logger.exception("%s[%s] cannot be recorded as revoked, so it runs", self.task_name, self.task_id)
+            logger.exception("%s cannot be recorded as revoked, so it runs", self.words)
             return False
 
     def stop_timers(self) -> None:
@@ -104,13 +111,13 @@ def guarded(callback: Callable[..., Any]) -> Callable[..., None]:
     return call
 
 
-def frame(number: int, args: tuple[Any, ...], lease: str) -> bytes:
+def frame(number: int, args: tuple[Any, ...], fence: tuple[str, str]) -> bytes:
     """Encode the tracer's arguments for a replica.
 
     The request carries the decoded arguments besides the body that they were decoded from; the replica decodes the
-    body itself, so they are left out. `lease` fences the result, see `replica.backend`.
+    body itself, so they are left out. `fence` guards its result, see `fleet.storing`.
     """
     name, task_id, request, body, content_type, content_encoding = args
     slim = {key: value for key, value in request.items() if key not in ("args", "kwargs")}
-    slim[wire.LEASE_FIELD] = lease
+    slim[wire.FENCE_FIELD] = fence
     return encode((wire.RUN, number, name, task_id, slim, body, content_type, content_encoding))

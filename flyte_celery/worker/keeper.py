@@ -11,7 +11,9 @@ import redis
 from celery.utils.log import get_logger
 
 from ..fleet.claims import Claim, Claims, LeaseLostError
+from ..fleet.dead import DeadLetters, dead_letter
 from ..fleet.reaper import reap
+from ..fleet.storing import UNFENCED
 from ..names import worker_member
 
 logger = get_logger("flyte_celery.worker")
@@ -23,20 +25,24 @@ class Keeper:
     Args:
         client: A Redis client of its own, with time-outs.
         queue: The environment's queue.
-        lists: The queue's priority lists.
+        steps: The queue's priority steps.
         hostname: The worker's node name.
         lease: Seconds.
     """
 
-    def __init__(self, client: redis.Redis, queue: str, lists: tuple[str, ...], hostname: str, lease: float) -> None:
+    def __init__(self, client: redis.Redis, queue: str, steps: tuple[int, ...], hostname: str, lease: float) -> None:
         self._client = client
         self.hostname = hostname
-        self.claims = Claims(client, queue, lists, self._new_name(), lease)
+        self.claims = Claims(client, queue, steps, self._new_name(), lease)
         #: The worker's event loop, None before it runs.
         self.hub: Any = None
         self._flush_asked = False
+        #: Redis did not answer lately: what is noted waits for the next renewal, and nobody waits for a time-out.
+        self._away = False
         #: Claims that Redis did not take back when it was asked to.
         self._owed: list[int] = []
+        #: Dead letters of claims that are being given up.
+        self._letters: dict[int, str] = {}
 
     def _new_name(self) -> str:
         # Node names are given again after a restart; claims of an earlier life must not look like this one's.
@@ -57,8 +63,9 @@ class Keeper:
         )
 
     def begin(self) -> None:
-        """Take the lease."""
-        self.claims.take_lease()
+        """Take the lease; while Redis does not answer the next renewal finds none, and takes one."""
+        with contextlib.suppress(redis.RedisError):
+            self.claims.take_lease()
 
     def renew(self) -> bool:
         """Renew the lease.
@@ -70,18 +77,42 @@ class Keeper:
             self.claims.renew_lease()
         except redis.RedisError as exc:
             logger.warning("The lease could not be renewed: %s", exc)
+            self._away = True
             return True
         except LeaseLostError as exc:
             logger.error("%s Its tasks are run by others; what still runs here is ended.", exc)
-            claims = self.claims
-            self.claims = Claims(self._client, claims.queue, claims.lists, self._new_name(), claims.lease)
+            self.claims = self.claims.reborn(self._new_name())
             self._owed.clear()
-            with contextlib.suppress(redis.RedisError):  # without a lease the next renewal finds it lost again
-                self.begin()
+            self._letters.clear()
+            self.begin()
             return False
+        self._away = False
+        self.flush()
         owed, self._owed = self._owed, []
         self.hand_back(owed)
+        self._reclaim()
         return True
+
+    def _reclaim(self, everything: bool = False) -> None:
+        try:
+            if count := self.claims.reclaim(everything):
+                logger.warning("%d claim(s) that a lost connection has not told of are back in the queue.", count)
+        except redis.RedisError as exc:
+            logger.warning("Claims cannot be looked through now: %s", exc)
+
+    def dead_letters(self) -> int | None:
+        """How many tasks of the environment were given up; None while Redis does not answer."""
+        try:
+            return DeadLetters(self._client, self.claims.queue).count()
+        except redis.RedisError:
+            return None
+
+    def answers(self) -> bool:
+        """Whether Redis answers."""
+        try:
+            return bool(self._client.ping())
+        except redis.RedisError:
+            return False
 
     def reap(self) -> None:
         """Hand back the claims of workers that are dead, of any environment."""
@@ -91,32 +122,39 @@ class Keeper:
         except redis.RedisError as exc:
             logger.warning("Dead workers cannot be looked for: %s", exc)
 
-    def begun(self, number: int) -> None:
-        """A claim has begun to run."""
-        self.claims.begun(number)
+    def sent(self, number: int) -> None:
+        """A replica gets a claim: should this worker die now, that start counts as lost."""
+        self.claims.sent(number)
         self.flush_soon()
+
+    def begun(self, number: int) -> None:
+        """A claim has begun to run: should its replica die now, that start counts as lost."""
+        if (claim := self.claims.held.get(number)) is not None:
+            claim.started = True
 
     def ack(self, number: int) -> None:
-        """A claim is finished and its result stored."""
-        self.claims.ack(number)
+        """A claim is finished and its result stored; one that was given up is kept among the dead letters."""
+        self.claims.ack(number, self._letters.pop(number, ""))
         self.flush_soon()
 
-    def count_lost(self, number: int) -> int:
-        """Count one more attempt of a claim that a replica took down with it.
+    def give_up(self, number: int, attempts: int, cause: str) -> None:
+        """A claim fails because its starts were lost; its acknowledgement will bury it."""
+        if (claim := self.claims.held.get(number)) is not None:
+            self._letters[number] = dead_letter(claim.message, attempts, cause, self.hostname).encoded()
 
-        Returns:
-            The attempts so far; 0 when Redis does not say, so that nothing is given up by mistake.
-        """
-        claim = self.claims.held.get(number)
-        if claim is None:
-            return 0
+    def owns(self, number: int) -> bool:
+        """Whether a claim still is this worker's, so that it may say how it ended; believed while Redis is silent."""
+        if number not in self.claims.held:
+            return False
         try:
-            attempts = self.claims.count_lost(claim)
+            return self.claims.owns(number)
         except redis.RedisError as exc:
-            logger.warning("An attempt cannot be counted now: %s", exc)
-            return 0
-        claim.started = False  # it is counted; handing it back must not count it again
-        return attempts
+            logger.warning("The claim of a lost task cannot be looked up: %s", exc)
+            return True
+
+    def fence(self, number: int | None) -> tuple[str, str]:
+        """What the results of a claim are stored under."""
+        return UNFENCED if number is None else self.claims.fence(number)
 
     def hand_back(self, numbers: Iterable[int], interrupted: bool = False) -> None:
         """Put claims back at the head of the queue.
@@ -129,25 +167,34 @@ class Keeper:
         back: list[Claim] = [held[number] for number in numbers if number in held]
         for claim in back:
             claim.started = claim.started and not interrupted
+            self._letters.pop(claim.id, None)
         try:
             self.claims.hand_back(back)
         except redis.RedisError as exc:
             logger.warning("%d claim(s) cannot be handed back now, they will be: %s", len(back), exc)
             self._owed += [claim.id for claim in back]
 
-    def taken(self, number: int) -> None:
+    def taken(self, number: int) -> Claim | None:
         """The pool has a claim now; it stays until it is acknowledged or handed back by name."""
         if (claim := self.claims.held.get(number)) is not None:
             claim.taken = True
+        return claim
 
-    def hand_back_the_rest(self) -> None:
-        """Put back what the pool never had: what Celery has scheduled for later, or limited."""
-        self.hand_back([number for number, claim in self.claims.held.items() if not claim.taken])
+    def hand_back_now(self, numbers: Iterable[int | None] = ()) -> None:
+        """Put back, all at once, what no replica has begun.
+
+        Args:
+            numbers: Claims of the pool. What the pool never had goes with them: what Celery has scheduled for later, or
+                limited.
+        """
+        begun = {number for number, claim in self.claims.held.items() if claim.taken}.difference(numbers)
+        self.hand_back([number for number in self.claims.held if number not in begun])
 
     def release(self) -> None:
         """The worker stops: hand everything back that is still held, and give up the lease."""
         self.flush()
         self.hand_back(list(self.claims.held), interrupted=True)
+        self._reclaim(everything=True)
         try:
             self.claims.leave()
         except redis.RedisError as exc:
@@ -155,7 +202,7 @@ class Keeper:
 
     def flush_soon(self) -> None:
         """Write what was noted at the end of this turn of the event loop."""
-        if self._flush_asked:
+        if self._flush_asked or self._away:
             return
         # Not kombu's `get_event_loop`: after a lost connection it knows none, though the same one goes on.
         if self.hub is None:
@@ -170,4 +217,5 @@ class Keeper:
         try:
             self.claims.flush()
         except redis.RedisError as exc:
+            self._away = True
             logger.warning("Acknowledgements wait for Redis: %s", exc)

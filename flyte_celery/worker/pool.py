@@ -9,37 +9,33 @@ from __future__ import annotations
 
 import itertools
 import pickle
-import signal
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery.concurrency.base import BasePool
-from celery.exceptions import Reject, WorkerLostError
+from celery.exceptions import Ignore, Reject
 from celery.utils.log import get_logger
-from celery.worker import state as worker_state
 
 from ..autoscaler.decide import Observed, ReplicaState, ReplicaView
 from ..errors import RuntimeSystemError, RuntimeUserError
-from ..options import MAX_ATTEMPTS
+from ..fleet.storing import UNFENCED
 from ..replica import wire
 from ..supervisor.lifecycle import Drain, Load, Revive, Starts, State, StopReason, Tick
 from .job import Job, frame, guarded
+from .losses import after_loss, after_uncounted_loss, given_up, last_chance, most_attempts, returned_too_often
 from .redelivery import MOST_RETURNS, Attempts, Redelivery, returns
 from .replicas import Replica, Replicas
 from .serving import Serving
+from .stopping import Stopping
+from .waiting import Waiting
 from .wakeup import SignalWakeup
 
 logger = get_logger("flyte_celery.worker")
 
 #: Seconds that a cancelled coroutine has to end before its replica is killed for it.
 CANCEL_PATIENCE = 10.0
-
-#: Seconds beyond its grace period in which a worker lets cancelled coroutines and shutdown hooks end.
-LAST_MOMENTS = 1.0
 
 _VIEWED = {
     State.STARTING: ReplicaState.STARTING,
@@ -61,7 +57,7 @@ class ReplicaPool(BasePool):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.jobs: dict[int, Job] = {}
-        self.waiting: deque[Job] = deque()
+        self.waiting = Waiting()
         self._attempts = Attempts()
         self._redelivery = Redelivery()
         self._numbers = itertools.count(1)
@@ -71,8 +67,7 @@ class ReplicaPool(BasePool):
         #: Called when demand may have changed; the autoscaler sets it.
         self.on_change: Callable[[], None] = lambda: None
         self._async_names = {task.name for task in self.serving.environment.tasks.values() if task.is_async}
-        self._stopping = False
-        self._hurry = False
+        self.stopping = Stopping(self, self.serving.grace)
         self._wakeup = SignalWakeup()
         #: Running average of task durations in seconds, None before the first.
         self.mean_duration: float | None = None
@@ -85,17 +80,29 @@ class ReplicaPool(BasePool):
 
     def register_with_event_loop(self, loop: Any) -> None:
         """Watch every socket; Celery calls this again whenever it has replaced its connection and its poller."""
-        self.replicas.watch(loop)
-        self._wakeup.watch(loop)
+        self.replicas.hub = loop
+        self.watch_again()
         if (keeper := self.serving.keeper) is not None:
             keeper.hub = loop
             # Celery has forgotten what it had scheduled or limited before it lost its connection; what is here stays.
-            keeper.hand_back_the_rest()
-            loop.call_repeatedly(keeper.claims.lease / 3, self._renew)
+            keeper.hand_back_now()
         elif self.serving.redelivers:
             self._expect_everything_again()
-        loop.call_repeatedly(self.serving.settings.autoscale_interval, self.tick)
+        self.start_timers(loop)
         self.on_change()
+
+    def start_timers(self, hub: Any) -> list[Any]:
+        """Begin what happens again and again; Celery cancels it with each connection. Returns kombu's entries."""
+        timers = [hub.call_repeatedly(self.serving.settings.autoscale_interval, self.tick)]
+        if (keeper := self.serving.keeper) is not None:
+            timers.append(hub.call_repeatedly(keeper.claims.lease / 3, self._renew))
+        return timers
+
+    def watch_again(self) -> None:
+        """Watch every socket after Celery has emptied its event loop: it does when a connection is lost."""
+        if (hub := self.replicas.hub) is not None:
+            self.replicas.watch(hub)
+            self._wakeup.watch(hub)
 
     def on_apply(  # pyright: ignore[reportIncompatibleMethodOverride]  # Celery's base class does nothing here
         self,
@@ -113,11 +120,13 @@ class ReplicaPool(BasePool):
     ) -> Job:
         """Take a task. `target` is Celery's tracer, which the replica calls itself."""
         number = next(self._numbers)
+        keeper = self.serving.keeper
+        claim = None if keeper is None else int(args[2]["properties"]["delivery_tag"])
         job = Job(
             number=number,
             task_name=args[0],
             task_id=correlation_id,
-            frame=frame(number, args, self._lease()),
+            frame=frame(number, args, self._fence(claim)),
             on_accepted=guarded(accept_callback),
             on_done=guarded(callback),
             on_error=guarded(error_callback),
@@ -127,37 +136,52 @@ class ReplicaPool(BasePool):
             on_loop=args[0] in self._async_names,
             terminator=self._terminate,
             arrived_at=time.monotonic(),
-            claim=None if self.serving.keeper is None else int(args[2]["properties"]["delivery_tag"]),
+            claim=claim,
             retries=args[2].get("retries") or 0,
         )
-        if job.claim is not None and self.serving.keeper is not None:
-            self.serving.keeper.taken(job.claim)
         if (running := self._redelivery.claim(job, args[2])) is not None:
             self._go_on(running, job)
             return running
-        if self._stopping:  # its time has come while running tasks are waited for
-            self._hand_back(job)
-            return job
-        if self._hopeless():
-            self._fail(job)
-            return job
-        if returns(args[2]) >= MOST_RETURNS:
-            self._give_up(job)
-            return job
-        self.jobs[number] = job
-        self.waiting.append(job)
-        self.dispatch()
+        if self._admitted(job, args[2]):
+            self.jobs[number] = job
+            self.waiting.add(job)
+            self.dispatch()
         return job
 
-    def _lease(self) -> str:
+    def _admitted(self, job: Job, request: Mapping[str, Any]) -> bool:
+        """Whether a task may wait for a replica; one that may not has its outcome when this returns."""
         keeper = self.serving.keeper
-        return keeper.member if keeper is not None and self.serving.fenced else ""
+        claim = None if keeper is None or job.claim is None else keeper.taken(job.claim)
+        if keeper is not None and claim is None:  # it was scheduled for later in a life that has lost its lease
+            job.fail(Ignore())
+            return False
+        if self.stopping.begun:  # its time has come while running tasks are waited for
+            self.hand_back(job)
+            return False
+        if self._hopeless():
+            self._fail(job)
+            return False
+        most = most_attempts(self.serving.environment, job.task_name)
+        if keeper is None:
+            if returns(request) >= MOST_RETURNS:
+                job.fail(returned_too_often(job, MOST_RETURNS))
+                return False
+            job.alone = last_chance(self._attempts.lost(job), most)
+        elif claim is not None and claim.attempts:
+            job.alone = last_chance(claim.attempts, most)
+            if (failure := given_up(job, most, keeper)) is not None:
+                job.fail(failure)
+                return False
+        return True
+
+    def _fence(self, claim: int | None) -> tuple[str, str]:
+        keeper = self.serving.keeper
+        return keeper.fence(claim) if keeper is not None and self.serving.fenced else UNFENCED
 
     def _expect_everything_again(self) -> None:
         """There is a new connection, if not the first: what waits comes again with it, and so does what runs."""
-        for job in self.waiting:
+        for job in self.waiting.clear():
             del self.jobs[job.number]
-        self.waiting.clear()
         self._redelivery.expect(self.jobs.values())
 
     def _go_on(self, running: Job, again: Job) -> None:
@@ -168,15 +192,6 @@ class ReplicaPool(BasePool):
         elif running.accepted_at is not None and (replica := self._owner(running)) is not None:
             running.on_accepted(replica.pid, running.accepted_at)
 
-    def _give_up(self, job: Job) -> None:
-        job.fail(
-            RuntimeSystemError(
-                "WorkerLost",
-                f"{job.task_name}[{job.task_id}] was delivered {MOST_RETURNS + 1} times and never ended, as if it "
-                "ended its worker each time: it is given up.",
-            )
-        )
-
     def terminate_job(self, pid: int, signal: int | None = None) -> None:
         """Nothing: a replica runs many tasks, so none is ended by its process id.
 
@@ -185,67 +200,15 @@ class ReplicaPool(BasePool):
 
     def on_close(self) -> None:
         """The worker stops: take nothing more, and give back at once what no replica has begun."""
-        self._stopping = True
-        for job in list(self.jobs.values()):
-            if job.replica is None:
-                self._hand_back(job)
-        if self.serving.keeper is None:  # which hands back what is scheduled for later as well
-            for request in tuple(worker_state.scheduled_requests):
-                request.reject(requeue=True)
+        self.stopping.begin()
 
     def on_stop(self) -> None:
         """Let running tasks finish for the grace period, then hand back what is left and end every replica."""
-        self.on_close()
-        self._take_second_sigterm()
-        hub = self.replicas.hub
-        if hub is not None:  # an error that ends the worker has emptied its event loop by now
-            self.replicas.watch(hub)
-            self._wakeup.watch(hub)
-        self.replicas.drain_all()
-        deadline = time.monotonic() + self.serving.grace
-        if self.serving.keeper is not None:
-            self.serving.keeper.hand_back_the_rest()
-        if self.jobs:
-            logger.info("%s: waiting up to %g s for %s", self.serving.name, self.serving.grace, self._running_words())
-        while hub is not None and self.jobs and time.monotonic() < deadline and not self._hurried():
-            hub.call_later(min(0.5, max(0.0, deadline - time.monotonic())), lambda: None)
-            hub.run_once()
-        self._end(time.monotonic() if self._hurried() else deadline)
-
-    def _take_second_sigterm(self) -> None:
-        """Let another SIGTERM end the wait for running tasks; to Celery it would say again what the first one did."""
-
-        def hurry(*_: Any) -> None:
-            self._hurry = True
-
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, hurry)
-
-    def _hurried(self) -> bool:
-        return self._hurry or bool(worker_state.should_terminate)
+        self.stopping.finish()
 
     def on_terminate(self) -> None:
         """The worker stops at once."""
-        self.on_close()
-        self.replicas.drain_all()
-        self._end(time.monotonic())
-
-    def _end(self, deadline: float) -> None:
-        for job in list(self.jobs.values()):
-            self._hand_back(job)
-            if job.on_loop and (replica := self._owner(job)) is not None:
-                replica.line.send((wire.CANCEL, job.number, None))
-                self.replicas.flush(replica)
-        self.replicas.close(deadline + LAST_MOMENTS)
-        self._turn()
-        if self.serving.keeper is not None:
-            self.serving.keeper.release()
-
-    def _turn(self) -> None:
-        """Let Celery acknowledge what has just ended, which it does in the next turn of the event loop."""
-        if (hub := self.replicas.hub) is not None:
-            hub.call_later(0.01, lambda: None)
-            hub.run_once()
+        self.stopping.at_once()
 
     def grow(self, n: int = 1) -> None:
         """Celery's `pool_grow` acts on the autoscaler's bounds instead, see `control`."""
@@ -271,14 +234,17 @@ class ReplicaPool(BasePool):
 
     def dispatch(self) -> None:
         """Give waiting tasks to replicas with free slots, then tell the autoscaler."""
-        while self.waiting and (replica := self.replicas.with_free_slot()) is not None:
-            job = self.waiting.popleft()
+        while (next_up := self.waiting.next(self.replicas)) is not None:
+            job, replica = next_up
             if job.withdrawn():
                 del self.jobs[job.number]
+                replica.alone = replica.alone and bool(replica.jobs)
                 continue
             job.replica = replica.number
             replica.jobs[job.number] = job
             self.replicas.step(replica, Load(len(replica.jobs)))
+            if job.claim is not None and self.serving.keeper is not None:
+                self.serving.keeper.sent(job.claim)
             replica.line.send_frame(job.frame)
             self.replicas.flush(replica)
         self.on_change()
@@ -319,6 +285,8 @@ class ReplicaPool(BasePool):
                 pass  # Celery's request has recorded how it ended
             case (wire.OK, failed, value, runtime):
                 job.on_done((failed, _load(value) if failed else value, runtime))
+            case _ if self.stopping.ending:
+                pass  # it was cancelled, and goes back to the queue
             case (wire.RAISED, info):
                 job.on_error(_load(info))
             case _:
@@ -337,42 +305,33 @@ class ReplicaPool(BasePool):
         replica.jobs.clear()
         for job in unstarted:
             job.replica = None
-        self.waiting.extendleft(reversed(unstarted))
+        self.waiting.put_back(unstarted)
         for job in begun:
             del self.jobs[job.number]
             job.stop_timers()
             self._redelivery.forget(job)
-            if not job.terminated:
+            if not job.terminated and not self.stopping.ending:
                 self._lost_while_running(job, cause)
-        if self._stopping:
+        if self.stopping.begun:
             for job in unstarted:
-                self._hand_back(job)
+                self.hand_back(job)
 
     def _lost_while_running(self, job: Job, cause: str) -> None:
         """Give the task back to the queue, to be run again; a task that was lost too often fails instead."""
-        what = f"{cause} while it ran {job.task_name}[{job.task_id}]"
-        task = self.serving.environment.tasks.get(job.task_name)
-        most = MAX_ATTEMPTS if task is None else task.max_attempts
-        if (attempts := self._count_lost(job)) >= most:
+        keeper, most = self.serving.keeper, most_attempts(self.serving.environment, job.task_name)
+        if keeper is not None:
+            job.fail(after_loss(job, cause, most, keeper))
+            return
+        attempts = self._attempts.count_lost(job)
+        if attempts >= most:
             self._attempts.ended(job)
-            host = self.serving.plan.hostname
-            job.fail(
-                RuntimeSystemError("WorkerLost", f"{what} on {host}, attempt {attempts} of {most}: it is given up.")
-            )
-        else:
-            job.fail(WorkerLostError(what))
-
-    def _count_lost(self, job: Job) -> int:
-        keeper = self.serving.keeper
-        if keeper is None or job.claim is None:
-            return self._attempts.count_lost(job)
-        return keeper.count_lost(job.claim)
+        job.fail(after_uncounted_loss(job, cause, attempts, most, self.serving.plan.hostname))
 
     def starts_changed(self) -> None:
         """A replica became ready or failed to: the environment may be failed now."""
         if self._hopeless():
-            while self.waiting:
-                self._fail(self.waiting.popleft())
+            for job in self.waiting.clear():
+                self._fail(job)
         self.dispatch()
 
     def _hopeless(self) -> bool:
@@ -391,7 +350,8 @@ class ReplicaPool(BasePool):
             )
         )
 
-    def _hand_back(self, job: Job) -> None:
+    def hand_back(self, job: Job) -> None:
+        """The worker stops before the task has ended, or begun: it is run elsewhere."""
         self.jobs.pop(job.number, None)
         if job in self.waiting:
             self.waiting.remove(job)
@@ -427,11 +387,6 @@ class ReplicaPool(BasePool):
     def _owner(self, job: Job) -> Replica | None:
         return None if job.replica is None else self.replicas.get(job.replica)
 
-    def _running_words(self) -> str:
-        names = [f"{job.task_name}[{job.task_id}]" for job in itertools.islice(self.jobs.values(), 5)]
-        more = f" and {len(self.jobs) - 5} more" if len(self.jobs) > 5 else ""
-        return f"{len(self.jobs)} running task(s): {', '.join(names)}{more}"
-
     # -- The autoscaler's side ---------------------------------------------------------------------------------------
 
     def tick(self) -> None:
@@ -461,7 +416,7 @@ class ReplicaPool(BasePool):
 
     def start_replicas(self, n: int) -> int:
         """Revive draining replicas, then start new ones, up to `n`. Returns how many of them were had."""
-        if self._stopping:
+        if self.stopping.begun:
             return 0
         had = 0
         for replica in self.replicas.in_state(State.DRAINING):

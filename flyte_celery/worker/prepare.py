@@ -19,8 +19,9 @@ from celery.utils.quorum_queues import detect_quorum_queues
 
 from ..autoscaler.decide import Limits
 from ..environment import TaskEnvironment, environments
-from ..fleet.connection import connect, is_too_old
-from ..names import PRIORITY_STEPS, priority_lists, queue_name
+from ..fleet.connection import connect_to_broker, is_too_old
+from ..names import PRIORITY_STEPS, queue_name
+from ..options import check_grace
 from ..queues import TYPE_ARGUMENT, environment_queue
 from ..registry import check_conflicts
 from ..replica.application import find
@@ -35,6 +36,15 @@ from .serving import Serving
 
 #: Seconds that a worker waits at its start for a broker that does not answer before it gives up.
 BROKER_PATIENCE = 10.0
+
+#: kombu's options for the Redis connections of an environment's worker, where the app has none of its own: a connection
+#: that is dead without having said so is noticed within seconds, not within a minute or never.
+BROKER_OPTIONS = {
+    "health_check_interval": 5,
+    "socket_timeout": 10,
+    "socket_connect_timeout": 5,
+    "socket_keepalive": True,
+}
 
 
 class CannotServe(Exception):
@@ -167,19 +177,22 @@ def _claiming(worker: Any, environment: TaskEnvironment, url: str) -> Keeper | N
     conf = worker.app.conf
     scheme = url.split("://", 1)[0]
     options = conf.broker_transport_options or {}
-    client = connect(url) if scheme in ("redis", "redis+socket") and ";" not in url else None
+    several = ";" in url and scheme != "sentinel"  # claims live on one server
+    client = None if several else connect_to_broker(worker.app)
     if client is None or options.get("global_keyprefix") or options.get("sep") or is_too_old(client):
         return None
-    steps = tuple(options.get("priority_steps") or PRIORITY_STEPS)
     queue = queue_name(environment.name)
     settings = Settings.from_environ(os.environ)
-    keeper = Keeper(client, queue, priority_lists(queue, steps), worker.hostname, settings.lease)
+    steps = tuple(options.get("priority_steps") or PRIORITY_STEPS)
+    keeper = Keeper(client, queue, steps, worker.hostname, settings.lease)
     keeper.begin()
-    transport.Channel.keeper = keeper
-    if scheme == "redis":
-        conf.broker_transport = transport.ALIAS
-    else:  # kombu takes the transport of such URLs from the URL alone
-        conf.broker_read_url = url.replace("redis+", f"{transport.ALIAS}+", 1)
+    transport.Claiming.keeper = keeper
+    conf.broker_transport_options = {**BROKER_OPTIONS, **options}
+    alias = transport.SENTINEL_ALIAS if scheme == "sentinel" else transport.ALIAS
+    if "+" in scheme:  # kombu takes the transport of such URLs from the URL alone
+        conf.broker_read_url = url.replace("redis+", f"{alias}+", 1)
+    else:
+        conf.broker_transport = alias
     return keeper
 
 
@@ -202,13 +215,12 @@ def _serving(worker: Any, environment: TaskEnvironment, broker_url: str, keeper:
             idle_ttl=_seconds(options.get("idle_ttl"), settings.idle_ttl, policy.idle_ttl),
         )
         max_tasks = worker.max_tasks_per_child or None
-    grace = options.get("grace")
     return Serving(
         environment=environment,
         limits=limits,
         max_tasks=max_tasks,
         patience=Patience(startup=_startup_patience(environment, settings.startup_timeout), stop=10.0),
-        grace=settings.grace if grace is None else float(grace),
+        grace=settings.grace_for(options.get("grace"), check_grace(environment.grace)),
         settings=settings,
         plan=ReplicaPlan(
             application=find(worker.app),
@@ -236,7 +248,8 @@ def _serving(worker: Any, environment: TaskEnvironment, broker_url: str, keeper:
 
 def _weaker(app: Any, environment: TaskEnvironment, url: str) -> str:
     arguments = environment_queue(app, environment.name).queue_arguments or {}
-    return weaker_promises(url, arguments.get(TYPE_ARGUMENT) == "quorum", published=connect(url) is not None)
+    quorum = arguments.get(TYPE_ARGUMENT) == "quorum"
+    return weaker_promises(url, quorum, published=connect_to_broker(app) is not None)
 
 
 def _startup_patience(environment: TaskEnvironment, default: float) -> float:

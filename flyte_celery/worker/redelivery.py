@@ -24,6 +24,10 @@ class Attempts:
     def __init__(self) -> None:
         self._lost: dict[tuple[str, int], int] = {}
 
+    def lost(self, job: Job) -> int:
+        """How many there were."""
+        return self._lost.get(job.key, 0)
+
     def count_lost(self, job: Job) -> int:
         """Count one more, and say how many there were."""
         attempts = self._lost[job.key] = self._lost.pop(job.key, 0) + 1

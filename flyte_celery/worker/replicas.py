@@ -68,6 +68,8 @@ class Replica:
     served: int = 0
     #: It must end as soon as its process id is known.
     doomed: bool = False
+    #: Its only task may share it with no other.
+    alone: bool = False
 
     @property
     def number(self) -> int:
@@ -110,18 +112,21 @@ class Replicas:
         """Replicas that take tasks, or will."""
         return self.count(State.STARTING, State.READY)
 
-    def with_free_slot(self) -> Replica | None:
-        """The oldest ready replica that can take a task."""
+    def with_free_slot(self, besides: Replica | None = None) -> Replica | None:
+        """The oldest ready replica that can take a task beside those that it has.
+
+        Args:
+            besides: One that is kept free.
+        """
         limit = self._serving.limits.concurrency
         for replica in self:
-            if (
-                replica.child.state is State.READY
-                and len(replica.jobs) < limit
-                and not replica.doomed
-                and not self.used_up(replica)
-            ):
+            if replica is not besides and self.takes(replica) and not replica.alone and len(replica.jobs) < limit:
                 return replica
         return None
+
+    def takes(self, replica: Replica) -> bool:
+        """Whether it takes tasks at all."""
+        return replica.child.state is State.READY and not replica.doomed and not self.used_up(replica)
 
     def used_up(self, replica: Replica) -> bool:
         """Whether it may take no more tasks in its life."""
@@ -223,6 +228,7 @@ class Replicas:
         if replica.jobs.pop(number, None) is None:
             return
         replica.served += 1
+        replica.alone = False
         if self.used_up(replica):
             self.step(replica, Drain(StopReason.USED_UP))
         self.step(replica, Load(len(replica.jobs)))

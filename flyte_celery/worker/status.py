@@ -44,6 +44,8 @@ class WorkerStatus:
     running: int
     #: Tasks in the queue that nobody has claimed; None when the broker did not say.
     ready: int | None
+    #: Tasks that were given up; None where nobody counts them.
+    dead: int | None
     target: int
     reason: str | None
     decision: str | None
@@ -85,6 +87,7 @@ def status_of(pool: ReplicaPool, autoscaler: Autoscaler, hostname: str, ready: i
         waiting=len(pool.waiting),
         running=len(pool.jobs) - len(pool.waiting),
         ready=ready,
+        dead=None if pool.serving.keeper is None else pool.serving.keeper.dead_letters(),
         target=autoscaler.target,
         reason=str(last.reason) if last else None,
         decision=last.text if last else None,

@@ -11,10 +11,11 @@ from ..autoscaler.decide import Observed
 from ..autoscaler.driver import Autoscaler, Explained
 from ..clock import SystemClock
 from ..fleet.catalogue import Catalogue
-from ..fleet.connection import connect
-from ..names import queue_name
+from ..fleet.connection import connect_to_broker
+from ..names import PRIORITY_STEPS, queue_name
 from ..settings import redacted
 from . import control
+from .away import stay_alive
 from .pool import ReplicaPool
 from .serving import Serving
 
@@ -22,6 +23,9 @@ logger = get_logger("flyte_celery.worker")
 
 #: Most messages that a worker claims beyond what can run at once, however short its tasks are.
 MOST_LOOKAHEAD = 1000
+
+#: Celery's default of `broker_connection_max_retries`.
+CELERYS_ATTEMPTS = 100
 
 #: Seconds between two publications of the environment in the catalogue.
 PUBLISH_INTERVAL = 24 * 3600.0
@@ -58,7 +62,7 @@ class AutoscalerStep(bootsteps.StartStopStep):
         logger.info("%s: serves the queue %r of %s", serving.name, queue_name(serving.name), broker)
         if serving.weaker is not None:
             logger.warning("%s: %s", serving.name, serving.weaker)
-        self._catalogue = Catalogue(connect(serving.broker_url))
+        self._catalogue = Catalogue(connect_to_broker(parent.app))
         self._publish(serving)
 
     def register_with_event_loop(self, parent: Any, hub: Any) -> None:
@@ -66,7 +70,12 @@ class AutoscalerStep(bootsteps.StartStopStep):
         hub.call_repeatedly(PUBLISH_INTERVAL, self._publish, parent.pool.serving)
 
     def _publish(self, serving: Serving) -> None:
-        description = {"queue": queue_name(serving.name), "tasks": sorted(serving.environment.tasks)}
+        options = self._worker.app.conf.broker_transport_options or {}
+        description = {
+            "queue": queue_name(serving.name),
+            "tasks": sorted(serving.environment.tasks),
+            "priority_steps": list(options.get("priority_steps") or PRIORITY_STEPS),
+        }
         self._catalogue.publish(serving.name, description)
 
     def info(self, obj: Any) -> Any:
@@ -135,3 +144,25 @@ def _prefetch_is_static(consumer: Any) -> bool:
     """
     connection = consumer.connection
     return connection is None or (connection.transport.driver_type == "amqp" and not consumer.qos_global)
+
+
+class ReconnectionStep(bootsteps.StartStopStep):
+    """Keeps an environment's worker at work between a lost connection and the next one."""
+
+    label = "Environment's reconnection"
+    conditional = True
+
+    def __init__(self, parent: Any, **options: Any) -> None:
+        super().__init__(parent, **options)
+        # Who limits Celery's attempts wants the worker to end when they are used up.
+        attempts = parent.app.conf.broker_connection_max_retries
+        self.enabled = isinstance(parent.pool, ReplicaPool) and attempts in (None, 0, CELERYS_ATTEMPTS)
+
+    def start(self, parent: Any) -> None:
+        """Nothing: Celery connects."""
+
+    def stop(self, parent: Any) -> None:
+        """Celery restarts its consumer after a lost connection, whose place is empty then, or stops the worker."""
+        keeper = parent.pool.serving.keeper
+        if parent.connection is None and keeper is not None:
+            stay_alive(parent.pool, keeper)

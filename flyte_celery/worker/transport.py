@@ -4,8 +4,9 @@ It replaces how messages of the environment's queue are taken and finished; conn
 publishing are kombu's own. Celery finds it by the alias `flyte-redis` in the worker's `broker_transport` alone:
 publishers need nothing special.
 
-Taking: one script moves as many messages as fit into the worker's claims. When the queue was empty, `BLMOVE` waits for
-the next message on the server, a second at most, so that messages of other priorities are seen too.
+Taking: one script moves as many messages as fit into the worker's claims. When the queue was empty, a `BLMOVE` goes
+before it, which waits for the next message on the server, a second at most, so that messages of other priorities are
+seen too.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 from redis.exceptions import NoScriptError
 
-from ..fleet.claims import Claim, LeaseLostError
+from ..fleet.claims import Claim, Claims, LeaseLostError
+from ..fleet.messages import attempts_of
 from ..fleet.scripts import script
-from ..names import priority_index
 from .keeper import Keeper
 
 logger = get_logger("flyte_celery.worker")
@@ -37,13 +38,17 @@ IDLE_WAIT = 1.0
 #: Most messages that one script claims: a bound on how long it keeps the server busy.
 MOST_AT_ONCE = 500
 
+#: The same for a Redis behind Sentinels.
+SENTINEL_ALIAS = "flyte-sentinel"
+
 TRANSPORT_ALIASES[ALIAS] = f"{__name__}:Transport"
+TRANSPORT_ALIASES[SENTINEL_ALIAS] = f"{__name__}:SentinelTransport"
 
 
 class ClaimQoS(kombu_redis.QoS):
     """kombu's book of unacknowledged messages, kept by the worker's claims instead: they outlive connections."""
 
-    channel: Channel
+    channel: Claiming
 
     def can_consume(self) -> bool:
         """Whether a message would fit."""
@@ -77,7 +82,7 @@ class ClaimQoS(kombu_redis.QoS):
         """Nothing: leases say which claims are dead, not a time-out of messages."""
 
 
-class Channel(kombu_redis.Channel):
+class Claiming(kombu_redis.Channel):
     """A channel that consumes the environment's queue through the worker's claims."""
 
     QoS = ClaimQoS
@@ -88,44 +93,49 @@ class Channel(kombu_redis.Channel):
     # Attributes of kombu's that have no types.
     _in_poll: Any
     _brpop_sent_at: Any
-    _get_message_priority: Any
 
-    #: The command whose reply is awaited on the consuming connection.
-    _expects = ""
-    #: Whether the last claim found the queue empty, so that the next command waits.
+    #: The claims for which the reply that is awaited was asked.
+    _asked: Claims | None = None
+    #: Whether that reply begins with the one to a wait.
+    _waits = False
+    #: Whether the last claim found the queue empty, so that the next one waits.
     _was_empty = False
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         if not self.active_queues:
             return
-        claims = self.keeper.claims
+        claims = self._asked = self.keeper.claims
         connection = self.client.connection
         self._in_poll = connection
         self._brpop_sent_at = monotonic()
-        if self._was_empty:
-            self._expects = "BLMOVE"
-            connection.send_command(*claims.wait_command(IDLE_WAIT))
-        else:
-            self._expects = "EVALSHA"
-            connection.send_command(*claims.claim_command(cast(ClaimQoS, self.qos).room))
+        self._waits = self._was_empty
+        # The claim goes with the wait: the server runs it when the wait ends, whether or not anybody listens by then.
+        commands = [claims.wait_command(IDLE_WAIT)] if self._waits else []
+        commands.append(claims.claim_command(cast(ClaimQoS, self.qos).room - self._waits))
+        connection.send_packed_command(connection.pack_commands(commands))
 
     def _brpop_read(self, **options: Any) -> Any:
-        claims = self.keeper.claims
+        connection = self.client.connection
         try:
-            reply = self.client.parse_response(self.client.connection, self._expects)
+            if self._waits:
+                self.client.parse_response(connection, "BLMOVE")
+            reply = self.client.parse_response(connection, "EVALSHA")
         except NoScriptError:  # the server was restarted since it was given the script
             self.client.script_load(script("claim").text)
+            self._was_empty = False
             raise Empty from None
         except self.connection_errors:
-            self.client.connection.disconnect()
+            connection.disconnect()
             raise
         finally:
             self._in_poll = None
+        if self._asked is not self.keeper.claims:  # the lease was lost meanwhile, and with it what this reply tells of
+            raise Empty
         try:
-            taken = claims.arrived(reply) if self._expects == "BLMOVE" else claims.claimed(reply)
+            taken = self._asked.claimed(reply)
         except LeaseLostError:
             raise Empty from None  # the keeper notices when it renews, and begins anew
-        self._was_empty = not taken and self._expects == "EVALSHA"
+        self._was_empty = not taken
         if not taken:
             raise Empty
         for claim in taken:
@@ -148,8 +158,7 @@ class Channel(kombu_redis.Channel):
     def _message_of(self, claim: Claim) -> dict[str, Any]:
         message: dict[str, Any] = loads(bytes_to_str(claim.message))
         properties = message["properties"]
-        claim.tag = str(properties.get("delivery_tag"))
-        claim.list = priority_index(self._get_message_priority(message, reverse=False), self.priority_steps)
+        claim.attempts, claim.lost_to = attempts_of(properties)
         # Everything above acknowledges by delivery tag. The claim's id is unique in this worker; tags of foreign
         # publishers need not be.
         properties["delivery_tag"] = str(claim.id)
@@ -159,4 +168,14 @@ class Channel(kombu_redis.Channel):
 class Transport(kombu_redis.Transport):
     """kombu's Redis transport with claims."""
 
-    Channel = Channel
+    Channel = Claiming
+
+
+class SentinelChannel(Claiming, kombu_redis.SentinelChannel):
+    """The same behind Sentinels."""
+
+
+class SentinelTransport(kombu_redis.SentinelTransport):
+    """kombu's Sentinel transport with claims."""
+
+    Channel = SentinelChannel

@@ -39,15 +39,20 @@ def find_redis_server() -> str:
 
 
 class RedisServer:
-    """A server on a free port of 127.0.0.1, without persistence, with its files in `folder`.
+    """A server on a free port of 127.0.0.1, with its files in `folder`.
 
-    It keeps its port over `stop()` and `start()`, so a test can take Redis away and bring it back, empty.
+    It keeps its port over `stop()` and `start()`, so a test can take Redis away and bring it back.
+
+    Args:
+        folder: Directory of its files.
+        durable: Whether it writes an append-only file, so that its data survive `stop()`; without, it comes back empty.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, durable: bool = False) -> None:
         self._folder = folder
+        self._durable = durable
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = _free_port()
+        self.port = free_port()
 
     @property
     def pid(self) -> int:
@@ -71,7 +76,8 @@ class RedisServer:
             "dir": self._folder,
             "logfile": self._log_path,
             "save": "",
-            "appendonly": "no",
+            "appendonly": "yes" if self._durable else "no",
+            "appendfsync": "always",  # else what was answered in the last second may be gone, and no worker helps that
             "databases": DATABASES,
         }
         arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
@@ -79,7 +85,7 @@ class RedisServer:
         wait_until(self._answers, description=f"redis-server on port {self.port}")
 
     def stop(self) -> None:
-        """End the server, as a power cut would: at once, and with all of its data."""
+        """End the server at once, with all of its data unless it is durable."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -102,7 +108,8 @@ class RedisServer:
         return self._log_path.read_text(errors="replace") if self._log_path.exists() else "(none)"
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 that nothing listens on."""
     while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

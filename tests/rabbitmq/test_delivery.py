@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 import pytest
+from celery.exceptions import WorkerLostError
 
-from flyte_celery.errors import RuntimeSystemError
 from tests.helpers.projects import PATIENCE
 from tests.rabbitmq.project import RabbitProject
 
@@ -55,7 +55,7 @@ def test_a_task_that_kills_its_replica_each_time_is_given_up_and_its_neighbours_
     project.open("gate")
     victim = project.send("snc.poison")
     others = [project.send("snc.wait", "gate", n) for n in range(1, 11)]
-    with pytest.raises(RuntimeSystemError, match=r"SIGSEGV while it ran snc.poison.* attempt 3 of 3"):
+    with pytest.raises(WorkerLostError, match=r"SIGSEGV while it ran snc.poison.* attempt 3 of 3"):
         victim.get(timeout=PATIENCE)
     assert [result.get(timeout=PATIENCE) for result in others] == list(range(1, 11))
     assert len([number for number, _ in project.begun() if number == 0]) == 3
@@ -75,7 +75,7 @@ def test_what_a_quorum_queue_took_back_too_often_is_given_up(quorum: RabbitProje
             message = quorum.wait(lambda: channel.basic_get("snc"))
             channel.basic_reject(message.delivery_tag, requeue=True)
     quorum.start("snc")
-    with pytest.raises(RuntimeSystemError, match=r"snc.poison.* was delivered 21 times and never ended"):
+    with pytest.raises(WorkerLostError, match=r"snc.poison.* was delivered 21 times and never ended"):
         result.get(timeout=PATIENCE)
     assert not quorum.begun()
 

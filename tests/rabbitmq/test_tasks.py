@@ -79,7 +79,7 @@ def test_results_may_go_the_same_way_back(rabbit: RabbitServer, make_project: Ca
     )
     lines = printed.splitlines()
     assert lines[:2] == ["19", "ValueError words"]
-    assert re.fullmatch(r"RuntimeSystemError .*SIGSEGV.*attempt 3 of 3.*", lines[2])
+    assert re.fullmatch(r"WorkerLostError .*SIGSEGV.*attempt 3 of 3.*", lines[2])
     assert len(lines) == 6
     for line in lines[3:]:
         assert "rpc:// has a reply queue for each thread" in line

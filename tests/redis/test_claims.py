@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,7 @@ import redis
 
 from flyte_celery import names
 from flyte_celery.fleet.claims import Claims, LeaseLostError
+from flyte_celery.fleet.messages import attempts_of
 from flyte_celery.fleet.reaper import reap
 from flyte_celery.fleet.scripts import script
 from tests.conftest import wait_until
@@ -30,7 +32,7 @@ def claims_of(redis_url: str) -> MakeClaims:
     """Make a worker's claims, with a lease."""
 
     def make(worker: str = "w1", lease: float = 15.0) -> Claims:
-        made = Claims(redis.Redis.from_url(redis_url), QUEUE, LISTS, worker, lease)
+        made = Claims(redis.Redis.from_url(redis_url), QUEUE, names.PRIORITY_STEPS, worker, lease)
         made.take_lease()
         return made
 
@@ -91,17 +93,52 @@ def test_a_claimed_message_is_in_redis_until_it_is_acknowledged(claims_of: MakeC
     assert server.hkeys(key) == [b"2"]
 
 
-def test_what_waits_in_the_inbox_is_adopted_by_the_next_command(claims_of: MakeClaims, server: redis.Redis) -> None:
-    """BLMOVE puts one message aside; acknowledging it leaves nothing behind."""
+def test_what_a_wait_has_put_aside_is_the_first_of_the_next_claims(claims_of: MakeClaims, server: redis.Redis) -> None:
     claims = claims_of()
-    publish(server, "a")
-    claims.arrived(server.execute_command(*claims.wait_command(1)))  # type: ignore[no-untyped-call]
+    publish(server, "a", "b")
+    server.execute_command(*claims.wait_command(1))  # type: ignore[no-untyped-call]
     assert server.llen(names.inbox_key(QUEUE, "w1")) == 1
-    claims.ack(1)
-    script("claim").run(server, ["x", "y", "z"], ["", "", 1, 0])  # the server knows the script from here on
-    claims.flush()
+    assert claim(claims, 1) == ["a", "b"]
     assert server.llen(names.inbox_key(QUEUE, "w1")) == 0
-    assert server.hlen(names.claims_key(QUEUE, "w1")) == 0
+    assert server.hlen(names.claims_key(QUEUE, "w1")) == 2
+
+
+def test_claims_whose_reply_was_lost_come_back(claims_of: MakeClaims, server: redis.Redis) -> None:
+    """The connection breaks after the server has run the script: the worker never hears of these messages."""
+    publish(server, "a", "b", "c")
+    claims = claims_of()
+    assert claim(claims, 1) == ["a"]
+    server.script_load(script("claim").text)
+    server.execute_command(*claims.claim_command(1))  # type: ignore[no-untyped-call]
+    assert claims.reclaim() == 0  # its reply may still come
+    assert claim(claims, 1) == ["c"]
+    assert claims.reclaim() == 1
+    assert queued(server) == ["b"]
+    assert server.hlen(names.claims_key(QUEUE, "w1")) == 2
+    assert claims.reclaim() == 0
+
+
+def test_a_worker_that_stops_gives_back_what_an_open_question_has_claimed(
+    claims_of: MakeClaims, server: redis.Redis
+) -> None:
+    publish(server, "a")
+    publish(server, "urgent", priority=3)
+    claims = claims_of()
+    server.script_load(script("claim").text)
+    server.execute_command(*claims.claim_command(9))  # type: ignore[no-untyped-call]
+    assert claims.reclaim(everything=True) == 2
+    assert (queued(server), queued(server, priority=3)) == (["a"], ["urgent"])
+
+
+def test_the_next_life_of_a_worker_gives_no_id_again(claims_of: MakeClaims, server: redis.Redis) -> None:
+    """What is left of the old life acknowledges by its ids, and must not hit a new claim."""
+    publish(server, "a", "b")
+    old = claims_of()
+    claim(old, 1)
+    new = old.reborn("w2")
+    new.take_lease()
+    claim(new, 1)
+    assert not old.held.keys() & new.held.keys()
 
 
 def test_claims_go_back_to_the_head_in_their_order_and_to_their_own_priority(
@@ -120,8 +157,8 @@ def test_handing_back_twice_returns_a_message_once(claims_of: MakeClaims, server
     claims = claims_of()
     claim(claims, 1)
     held = list(claims.held.values())
-    assert claims.hand_back(held) == [0]
-    assert claims.hand_back(held) == [-1]
+    assert claims.hand_back(held) == 1
+    assert claims.hand_back(held) == 0
     assert queued(server) == ["a"]
 
 
@@ -132,12 +169,15 @@ def test_the_claims_of_a_dead_worker_come_back_and_its_started_ones_count_as_an_
     publish(server, "urgent", priority=3)
     dead = claims_of("dead", lease=0.05)
     assert claim(dead, 9) == ["a", "b", "c", "urgent"]
-    dead.begun(2)
+    dead.sent(2)
     dead.flush()
     wait_until(lambda: reap(server), timeout=5, description="the lease to be over")
     assert queued(server) == ["a", "b", "c"]
     assert queued(server, priority=3) == ["urgent"]
-    assert server.hgetall(names.attempts_key(QUEUE)) == {b"b": b"1"}
+    again = claims_of("again")
+    claim(again, 9)
+    lost = {tag(each.message): attempts_of(json.loads(each.message)["properties"]) for each in again.held.values()}
+    assert lost == {"a": (0, ""), "b": (1, "The worker dead was lost"), "c": (0, ""), "urgent": (0, "")}
     assert reap(server) == []
 
 
@@ -172,7 +212,7 @@ def test_a_message_that_reached_the_inbox_of_a_dead_worker_comes_back_and_the_wo
     dead = claims_of("dead", lease=0.05)
     wait_until(lambda: reap(server) == [] and _score(server, "dead") < 0, timeout=5, description="doom")
     publish(server, "a")
-    dead.arrived(server.execute_command(*dead.wait_command(1)))  # type: ignore[no-untyped-call]
+    server.execute_command(*dead.wait_command(1))  # type: ignore[no-untyped-call]
     assert queued(server) == []
     wait_until(
         lambda: reap(server) == [] and not server.zcard(names.workers_key()),

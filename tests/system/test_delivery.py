@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import redis
+from celery.exceptions import WorkerLostError
 
 from flyte_celery import names
-from flyte_celery.errors import RuntimeSystemError
 from tests.helpers.projects import PATIENCE, Project
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.workers import Worker
@@ -111,13 +111,13 @@ def test_a_task_longer_than_the_lease_runs_once(shared: Project) -> None:
 def test_a_task_that_kills_its_replica_each_time_is_given_up_and_its_neighbours_are_unharmed(shared: Project) -> None:
     victim = shared.send("snc.poison")
     others = [shared.send("snc.sleep", 0.01, n) for n in range(10)]
-    with pytest.raises(RuntimeSystemError, match=r"SIGSEGV while it ran snc.poison.* attempt 3 of 3"):
+    with pytest.raises(WorkerLostError, match=r"SIGSEGV while it ran snc.poison.* attempt 3 of 3"):
         victim.get(timeout=PATIENCE)
     assert [result.get(timeout=PATIENCE) for result in others] == list(range(10))
 
 
 def test_a_task_says_how_often_it_may_be_tried(shared: Project) -> None:
-    with pytest.raises(RuntimeSystemError, match=r"attempt 1 of 1"):
+    with pytest.raises(WorkerLostError, match=r"attempt 1 of 1"):
         shared.send("snc.deadly").get(timeout=PATIENCE)
 
 

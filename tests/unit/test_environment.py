@@ -72,6 +72,8 @@ def test_defaults() -> None:
         "reusable": None,
         "plugin_config": None,
         "queue": None,
+        "max_attempts": 3,
+        "grace": None,
         "startup_hooks": (),
         "shutdown_hooks": (),
         "_tasks": {},

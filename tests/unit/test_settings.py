@@ -14,7 +14,7 @@ from flyte_celery.settings import Settings, redacted
 DEFAULTS = {
     "broker_url": None,
     "result_backend": None,
-    "grace": 25.0,
+    "grace": None,
     "startup_timeout": 600.0,
     "start_backoff": 1.0,
     "start_backoff_cap": 60.0,
@@ -183,4 +183,4 @@ def test_passwords_are_never_shown(url: str, shown: str) -> None:
 def test_the_repr_of_settings_shows_no_url() -> None:
     settings = Settings(broker_url="redis://:s3cret@host/0", result_backend="redis://:s3cret@host/1")
     assert "s3cret" not in repr(settings)
-    assert "grace=25.0" in repr(settings)
+    assert "lease=15.0" in repr(settings)

@@ -2,31 +2,25 @@
 --
 -- KEYS  1 workers (sorted set: worker -> end of its lease in ms)   2 claims (hash: id -> message)
 --       3 inbox (list: what BLMOVE has put aside, at most one)     4.. priority lists, most urgent first
--- ARGV  1 worker   2 id under which the message in the inbox was taken, or ""   3 first id for new claims
---       4 most new claims
+-- ARGV  1 worker   2 id of the first claim; those of the others count up from it
+--       3 most messages from the lists; what is in the inbox comes before them
 --
--- Returns the messages, in order, their ids counting up from ARGV[3]; or -1 when the worker has lost its lease.
+-- Returns the messages in the order of their ids; or -1 when the worker has lost its lease.
 local lease = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if not lease or tonumber(lease) <= 0 then
     return -1
 end
-if ARGV[2] ~= '' then
-    local message = redis.call('RPOP', KEYS[3])
-    if message then
-        redis.call('HSET', KEYS[2], ARGV[2], message)
-    end
-end
-local messages = {}
-local wanted = tonumber(ARGV[4])
+local messages = redis.call('RPOP', KEYS[3], 1) or {}
+local most = #messages + tonumber(ARGV[3])
 for list = 4, #KEYS do
-    if #messages >= wanted then
+    if #messages >= most then
         break
     end
-    for _, message in ipairs(redis.call('RPOP', KEYS[list], wanted - #messages) or {}) do
+    for _, message in ipairs(redis.call('RPOP', KEYS[list], most - #messages) or {}) do
         messages[#messages + 1] = message
     end
 end
-local first = tonumber(ARGV[3])
+local first = tonumber(ARGV[2])
 for from = 1, #messages, 500 do  -- unpack() holds a few thousand values at most
     local fields = {}
     for i = from, math.min(from + 499, #messages) do

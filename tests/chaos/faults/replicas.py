@@ -1,0 +1,69 @@
+"""What happens to replicas."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+from tests.chaos.faults.fault import Fault, Scene
+from tests.chaos.fleet import Member
+from tests.chaos.verdict import Impact
+
+
+def end_one(scene: Scene, how: int) -> list[Impact]:
+    """End a busy replica of each environment with a signal; what it had begun runs again in another one."""
+    impacts = []
+    for member in scene.victims():
+        pid = busy_replica(scene, member)
+        at = scene.fleet.kill_process(member, pid, how)
+        impacts.append(Impact(at, scene.fleet.running(member, pid)))
+    return impacts
+
+
+def stop_one(scene: Scene) -> list[Impact]:
+    """Stop a busy replica of each environment for longer than the lease: its tasks wait for it, and run once."""
+    fleet = scene.fleet
+    members = scene.victims()
+    pids = [busy_replica(scene, member) for member in members]
+    at = time.monotonic()
+    with fleet.stopped(pids[0]), fleet.stopped(pids[1]):
+        time.sleep(fleet.lease * 1.3)
+    return [Impact(at)]
+
+
+def end_launcher(scene: Scene) -> list[Impact]:
+    """Kill the process that all replicas of a worker are forks of; they end with it."""
+    impacts = []
+    for member in scene.victims():
+        replicas, launcher = member.replicas(), member.launcher()
+        at = scene.fleet.kill_process(member, launcher)
+        for pid in replicas:
+            scene.fleet.note_death(member.name, pid)
+        impacts.append(Impact(at, set().union(*(scene.fleet.running(member, pid) for pid in replicas))))
+    return impacts
+
+
+def block_loop(scene: Scene) -> list[Impact]:
+    """A task that blocks its replica's event loop for longer than the lease."""
+    at = time.monotonic()
+    task = scene.load.submit("aio.block", scene.fleet.lease * 1.3)
+    scene.fleet.wait(lambda: task in scene.fleet.running(), 30, "a blocked loop")
+    return [Impact(at)]
+
+
+def busy_replica(scene: Scene, member: Member) -> int:
+    """A replica of a worker that runs tasks just now."""
+
+    def busy() -> list[int]:
+        return [pid for pid in member.replicas() if scene.fleet.running(member, pid)]
+
+    return scene.chance.choice(scene.fleet.wait(busy, 30, f"a busy replica of {member.name}"))
+
+
+REPLICAS = (
+    Fault("replica SIGKILL", lambda scene: end_one(scene, signal.SIGKILL), times=3),
+    Fault("replica SIGSEGV", lambda scene: end_one(scene, signal.SIGSEGV), times=3),
+    Fault("replica SIGSTOP", stop_one, times=1),
+    Fault("launcher SIGKILL", end_launcher),
+    Fault("blocked loop", block_loop, times=2),
+)

@@ -1,0 +1,78 @@
+"""The app under test: a sync, an async, and a sleeping environment, and one that has nothing to do with the others."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+
+import flyte_celery as flyte
+from tests.chaos import steps
+from tests.chaos.recorder import record
+
+app = flyte.init()
+
+snc = flyte.TaskEnvironment("snc", reusable=flyte.ReusePolicy(replicas=4, idle_ttl=3600))
+aio = flyte.TaskEnvironment("aio", reusable=flyte.ReusePolicy(replicas=2, concurrency=10, idle_ttl=3600))
+zero = flyte.TaskEnvironment("zero", reusable=flyte.ReusePolicy(replicas=(0, 2), concurrency=100, idle_ttl=3600))
+spare = flyte.TaskEnvironment("spare", reusable=flyte.ReusePolicy(replicas=(0, 1), idle_ttl=3600))
+
+
+@snc.task
+def sleep(task: str, seconds: float) -> str:
+    record(task, "start")
+    time.sleep(seconds)
+    record(task, "finish")
+    return task
+
+
+@snc.task
+def crash(task: str) -> None:
+    record(task, "start")
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+@aio.task
+async def nap(task: str, seconds: float) -> str:
+    record(task, "start")
+    await asyncio.sleep(seconds)
+    record(task, "finish")
+    return task
+
+
+@aio.task
+async def crash_at_once(task: str) -> None:
+    record(task, "start")
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+@aio.task
+async def crash_later(task: str, seconds: float) -> None:
+    record(task, "start")
+    await asyncio.sleep(seconds)
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+@aio.task
+async def block(task: str, seconds: float) -> str:
+    record(task, "start")
+    time.sleep(seconds)  # noqa: ASYNC251  this is the fault
+    record(task, "finish")
+    return task
+
+
+@zero.task
+async def wake(task: str, seconds: float) -> str:
+    record(task, "start")
+    await asyncio.sleep(seconds)
+    record(task, "finish")
+    return task
+
+
+@spare.task
+def nothing() -> None:
+    """So that the environment has a task."""
+
+
+steps.prepare_to_die()

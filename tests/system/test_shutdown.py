@@ -1,0 +1,147 @@
+"""How a worker stops: for each signal what happens to what runs, what waits, and to its processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import processes
+from tests.helpers.projects import PATIENCE, Project
+from tests.helpers.waiting import wait_until
+from tests.helpers.workers import Worker
+
+SOURCE = """
+    import asyncio
+    import time
+
+    import flyte_celery as flyte
+
+    app = flyte.init()
+    snc = flyte.TaskEnvironment("snc", reusable=flyte.ReusePolicy(replicas=2, idle_ttl=3600))
+    aio = flyte.TaskEnvironment("aio", reusable=flyte.ReusePolicy(replicas=1, concurrency=5, idle_ttl=3600), grace=1)
+
+
+    @snc.task
+    def sleep(seconds: float, n: int) -> int:
+        time.sleep(seconds)
+        return n
+
+
+    @aio.task
+    async def nap(seconds: float, n: int) -> int:
+        await asyncio.sleep(seconds)
+        return n
+"""
+
+
+@pytest.fixture
+def project(redis_url: str, tmp_path: Path) -> Iterator[Project]:
+    """A project without workers."""
+    project = Project(tmp_path, redis_url)
+    project.write(SOURCE)
+    yield project
+    project.close()
+
+
+def busy(project: Project, *arguments: str, seconds: float, tasks: int = 2) -> Worker:
+    """A worker of `snc` whose two replicas run tasks of that length, while others wait."""
+    worker = project.start("snc", *arguments)
+    for n in range(tasks):
+        project.send("snc.sleep", seconds, n)
+    project.wait(lambda: project.status("snc")["running"] == 2)
+    return worker
+
+
+def test_sigterm_lets_running_tasks_finish_and_says_what_it_waits_for(project: Project) -> None:
+    worker = project.start("snc")
+    running = [project.send("snc.sleep", 1.5, n) for n in range(2)]
+    project.wait(lambda: project.status("snc")["running"] == 2)
+    worker.terminate()
+    assert worker.wait() == 0
+    assert [result.get(timeout=PATIENCE) for result in running] == [0, 1]
+    assert f"for 2 running task(s): snc.sleep[{running[0].id}]" in worker.log()
+
+
+def test_sigterm_hands_back_within_100_ms_what_is_not_begun(project: Project) -> None:
+    worker = project.start("snc")
+    for n in range(300):
+        project.send("snc.sleep", 0.0, n, countdown=600)
+    project.wait(lambda: project.depth("snc") == 0)
+    for n in range(2):
+        project.send("snc.sleep", 20.0, n)
+    project.wait(lambda: project.status("snc")["running"] == 2)
+    asked = time.monotonic()
+    worker.terminate()
+    wait_until(lambda: project.depth("snc") == 300, timeout=PATIENCE)
+    # Generous against the promise, for a busy machine: it would be 20 s if it waited for what runs.
+    assert time.monotonic() - asked < 2
+    worker.terminate()
+
+
+def test_it_ends_within_grace_and_two_seconds_and_what_runs_then_goes_back(project: Project) -> None:
+    worker = busy(project, "--grace", "1", seconds=60)
+    asked = time.monotonic()
+    worker.terminate()
+    worker.wait()
+    assert time.monotonic() - asked < 1 + 2 + 2  # the last two for a busy machine
+    assert project.depth("snc") == 2
+
+
+def test_an_environment_says_its_own_grace(project: Project) -> None:
+    worker = project.start("aio")
+    project.send("aio.nap", 60, 1)
+    project.wait(lambda: project.status("aio")["running"] == 1)
+    worker.terminate()
+    worker.wait_for_log("waiting up to 1 s")
+    worker.wait()
+    assert project.depth("aio") == 1
+
+
+@pytest.mark.parametrize("signals", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGQUIT,)])
+def test_a_second_sigterm_and_sigquit_hand_back_at_once(project: Project, signals: tuple[signal.Signals, ...]) -> None:
+    worker = busy(project, seconds=60, tasks=4)
+    os.kill(worker.pid, signals[0])
+    for signum in signals[1:]:
+        worker.wait_for_log("waiting up to")
+        os.kill(worker.pid, signum)
+    asked = time.monotonic()
+    worker.wait()
+    assert time.monotonic() - asked < 5
+    assert project.depth("snc") == 4
+
+
+def test_ctrl_c_reaches_the_whole_group_and_only_the_worker_minds_it(project: Project) -> None:
+    """A terminal signals every process of the foreground group; running tasks finish all the same."""
+    worker = project.start("snc")
+    running = [project.send("snc.sleep", 1.5, n) for n in range(2)]
+    project.wait(lambda: project.status("snc")["running"] == 2)
+    os.killpg(worker.pid, signal.SIGINT)
+    worker.wait()
+    assert [result.get(timeout=PATIENCE) for result in running] == [0, 1]
+
+
+def test_sigterm_to_every_process_ends_like_one_to_the_worker(project: Project) -> None:
+    """Kubernetes and systemd signal the main process, `docker stop` and process managers sometimes the group."""
+    worker = busy(project, "--grace", "1", seconds=60)
+    for pid in [worker.pid, *processes.descendants(worker.pid)]:
+        os.kill(pid, signal.SIGTERM)
+    worker.wait()
+    assert project.depth("snc") == 2
+
+
+def test_prestop_and_sigterm_stop_it_once(project: Project) -> None:
+    """A `preStop` hook that asks for a warm shutdown, then the kubelet's SIGTERM while tasks still run."""
+    worker = project.start("snc")
+    running = [project.send("snc.sleep", 1.5, n) for n in range(2)]
+    project.wait(lambda: project.status("snc")["running"] == 2)
+    project.celery_app.control.shutdown()
+    worker.wait_for_log("waiting up to")
+    assert [result.get(timeout=PATIENCE) for result in running] == [0, 1]
+    worker.terminate()
+    worker.wait()
+    assert project.depth("snc") == 0

@@ -166,31 +166,31 @@ class Claims:
 
         Raises:
             redis.RedisError: Redis does not answer.
+            LeaseLostError: The worker may not finish anything any more; whoever hands its claims back decides.
         """
         acks, burials = self._acks, self._burials
         sent = [number for number in self._sent if number in self.held]
         if not (acks or burials or sent):
             self._sent.clear()
             return
+        keys = [names.workers_key(), self._claims, self._started]
+        commands = [script("settle").command(keys, [self._member, len(sent), *sent, *acks])]
+        keys = [*keys, names.dead_key(self.queue)]
+        commands += [script("bury").command(keys, [self._member, *burial]) for burial in burials]
+        outcomes: list[Any] = []
         try:
-            with self.client.pipeline(transaction=False) as pipe:
-                self._write(pipe, sent)
-                pipe.execute()
-        except NoScriptError:  # the server was restarted since it was given the script
-            self.client.script_load(script("bury").text)
+            pipe: Any = self.client.pipeline(transaction=False)
+            for command in commands:
+                pipe.execute_command(*command)
+            outcomes = pipe.execute()
+        except NoScriptError:  # the server was restarted since it was given the scripts
+            for name in ("settle", "bury"):
+                self.client.script_load(script(name).text)
             return self.flush()
         del acks[:], burials[:]
         self._sent.clear()
-
-    def _write(self, pipe: Any, sent: list[int]) -> None:
-        if sent:
-            pipe.hset(self._started, mapping=dict.fromkeys(map(str, sent), 1))
-        if self._acks:
-            pipe.hdel(self._claims, *map(str, self._acks))
-            pipe.hdel(self._started, *map(str, self._acks))
-        for number, letter in self._burials:
-            keys = [self._claims, self._started, names.dead_key(self.queue)]
-            pipe.execute_command(*script("bury").command(keys, [number, letter]))
+        if not outcomes[0]:
+            raise LeaseLostError(f"The lease of {self.worker} on {self.queue!r} is over.")
 
     def owns(self, number: int) -> bool:
         """Ask Redis whether a claim still is this worker's: neither finished with its result, nor handed on.

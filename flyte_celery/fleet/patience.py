@@ -31,7 +31,10 @@ _PASSING = (
 )
 
 #: The same among errors without a class of their own, or wrapped by a script in words of its own.
-_WORDS = re.compile(r"\b(OOM|MISCONF|READONLY|LOADING|BUSY|MASTERDOWN|NOREPLICAS|CLUSTERDOWN|NOPERM|NOAUTH)\b")
+_WORDS = re.compile(
+    r"\b(OOM|MISCONF|READONLY|LOADING|BUSY|MASTERDOWN|NOREPLICAS|CLUSTERDOWN|NOPERM|NOAUTH)\b"
+    r"|can't run this command|read only replica"
+)
 
 
 def passes(error: BaseException) -> bool:

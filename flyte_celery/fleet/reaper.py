@@ -52,6 +52,8 @@ def reap(client: redis.Redis) -> list[Report]:
 
 
 def _hand_back(client: redis.Redis, queue: str, worker: str) -> int:
+    while client.lmove(names.inbox_key(queue, worker), queue, "RIGHT", "RIGHT"):
+        pass
     held: dict[bytes, bytes] = client.hgetall(names.claims_key(queue, worker))  # type: ignore[assignment]
     started: set[bytes] = set(client.hkeys(names.started_key(queue, worker)))  # type: ignore[arg-type]
     if not held:
@@ -72,7 +74,6 @@ def _hand_back(client: redis.Redis, queue: str, worker: str) -> int:
 
 
 def _bury(client: redis.Redis, queue: str, worker: str) -> None:
-    client.lmove(names.inbox_key(queue, worker), queue, "RIGHT", "RIGHT")
-    if not client.exists(names.claims_key(queue, worker)):
+    if not client.exists(names.claims_key(queue, worker), names.inbox_key(queue, worker)):
         client.delete(names.started_key(queue, worker))
         client.zrem(names.workers_key(), names.worker_member(queue, worker))

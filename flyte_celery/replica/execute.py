@@ -111,12 +111,12 @@ class LoopJob:
         self._task: asyncio.Task[None] | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
-        """Begin."""
+        """Begin, in the next turn of the event loop, so that the worker can be told before."""
+        self._tell((wire.ACCEPTED, self._number, time.monotonic()))
         self._task = loop.create_task(self._run())
         return self._task
 
     async def _run(self) -> None:
-        self._tell((wire.ACCEPTED, self._number, time.monotonic()))
         try:
             outcome: Outcome = await self._call.run()
         except asyncio.CancelledError:

@@ -183,6 +183,8 @@ class Replica:
                         job.cancel(soft)
                 case (wire.STOP,):
                     self._stopped.set_result(None)
+        # Before a body can run: one that takes the process with it must be known to have begun.
+        self._outbox.flush()
         if closed:
             # The worker is gone, and with it the right to go on with its tasks.
             os._exit(1)

@@ -31,7 +31,7 @@ class Outbox:
         with self._lock:
             self._frames.append(frame)
             if len(self._frames) == 1:
-                self._loop.call_soon(self._flush)
+                self._loop.call_soon(self.flush)
 
     def finish(self) -> None:
         """Write out everything, however long it takes: the process is about to end."""
@@ -39,7 +39,8 @@ class Outbox:
             self._line.sock.setblocking(True)
             self._write()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write now what was gathered in this turn of the event loop."""
         with self._lock:
             self._write()
 

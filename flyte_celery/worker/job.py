@@ -96,10 +96,14 @@ class Job:
             self.on_error(ExceptionInfo())
 
 
-def guarded(callback: Callable[..., Any]) -> Callable[..., None]:
+def guarded(callback: Callable[..., Any], failed: Callable[[], Any] = lambda: None) -> Callable[..., None]:
     """Celery's callback of one task, which may fail without ending the worker, as in Celery's own pool.
 
-    Callbacks run user code (errbacks, `on_failure`, signals) and publish messages.
+    Callbacks run user code (errbacks, `on_failure`, signals), store failures and publish messages.
+
+    Args:
+        callback: Celery's.
+        failed: Called when it has failed.
     """
 
     def call(*args: Any) -> None:
@@ -107,6 +111,7 @@ def guarded(callback: Callable[..., Any]) -> Callable[..., None]:
             callback(*args)
         except Exception:
             logger.exception("A callback of a task failed: %r", callback)
+            failed()
 
     return call
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import redis
@@ -36,6 +36,8 @@ class Keeper:
         self.claims = Claims(client, queue, steps, self._new_name(), lease)
         #: The worker's event loop, None before it runs.
         self.hub: Any = None
+        #: Called on the event loop when the lease may be over; the pool sets it.
+        self.on_lease_lost: Callable[[], Any] = lambda: None
         self._flush_asked = False
         #: Redis did not answer lately: what is noted waits for the next renewal, and nobody waits for a time-out.
         self._away = False
@@ -66,6 +68,11 @@ class Keeper:
         """Take the lease; while Redis does not answer the next renewal finds none, and takes one."""
         with contextlib.suppress(redis.RedisError):
             self.claims.take_lease()
+
+    def lease_lost(self) -> None:
+        """Somebody was told that the lease is over: see to it now, not at the next renewal."""
+        if self.hub is not None:
+            self.hub.call_soon(self.on_lease_lost)
 
     def renew(self) -> bool:
         """Renew the lease.
@@ -216,6 +223,8 @@ class Keeper:
         self._flush_asked = False
         try:
             self.claims.flush()
+        except LeaseLostError:
+            self.lease_lost()
         except redis.RedisError as exc:
             self._away = True
             logger.warning("Acknowledgements wait for Redis: %s", exc)

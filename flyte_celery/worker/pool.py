@@ -37,6 +37,9 @@ logger = get_logger("flyte_celery.worker")
 #: Seconds that a cancelled coroutine has to end before its replica is killed for it.
 CANCEL_PATIENCE = 10.0
 
+#: Seconds between two looks for workers whose lease is over; their tasks are back within the lease and two seconds.
+REAP_INTERVAL = 1.0
+
 _VIEWED = {
     State.STARTING: ReplicaState.STARTING,
     State.READY: ReplicaState.READY,
@@ -84,6 +87,7 @@ class ReplicaPool(BasePool):
         self.watch_again()
         if (keeper := self.serving.keeper) is not None:
             keeper.hub = loop
+            keeper.on_lease_lost = self._renew
             # Celery has forgotten what it had scheduled or limited before it lost its connection; what is here stays.
             keeper.hand_back_now()
         elif self.serving.redelivers:
@@ -95,7 +99,11 @@ class ReplicaPool(BasePool):
         """Begin what happens again and again; Celery cancels it with each connection. Returns kombu's entries."""
         timers = [hub.call_repeatedly(self.serving.settings.autoscale_interval, self.tick)]
         if (keeper := self.serving.keeper) is not None:
-            timers.append(hub.call_repeatedly(keeper.claims.lease / 3, self._renew))
+            hub.call_soon(self._renew)  # the last renewal may be longer ago than a lease allows
+            timers += [
+                hub.call_repeatedly(keeper.claims.lease / 3, self._renew),
+                hub.call_repeatedly(min(REAP_INTERVAL, keeper.claims.lease / 3), keeper.reap),
+            ]
         return timers
 
     def watch_again(self) -> None:
@@ -129,7 +137,7 @@ class ReplicaPool(BasePool):
             frame=frame(number, args, self._fence(claim)),
             on_accepted=guarded(accept_callback),
             on_done=guarded(callback),
-            on_error=guarded(error_callback),
+            on_error=guarded(error_callback, lambda: self._unrecorded(claim)),
             on_timeout=guarded(timeout_callback),
             soft_limit=soft_timeout,
             hard_limit=timeout,
@@ -327,6 +335,11 @@ class ReplicaPool(BasePool):
             self._attempts.ended(job)
         job.fail(after_uncounted_loss(job, cause, attempts, most, self.serving.plan.hostname))
 
+    def _unrecorded(self, claim: int | None) -> None:
+        """A task's failure could not be stored: it runs again, for its caller would wait for ever."""
+        if claim is not None and self.serving.keeper is not None:
+            self.serving.keeper.hand_back([claim])
+
     def starts_changed(self) -> None:
         """A replica became ready or failed to: the environment may be failed now."""
         if self._hopeless():
@@ -400,7 +413,6 @@ class ReplicaPool(BasePool):
         assert keeper is not None
         if not keeper.renew():
             self.abandon()
-        keeper.reap()
 
     def abandon(self) -> None:
         """The lease was lost: whatever runs here runs elsewhere too, or soon will; end it without a word."""

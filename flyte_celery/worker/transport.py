@@ -134,7 +134,8 @@ class Claiming(kombu_redis.Channel):
         try:
             taken = self._asked.claimed(reply)
         except LeaseLostError:
-            raise Empty from None  # the keeper notices when it renews, and begins anew
+            self.keeper.lease_lost()
+            raise Empty from None
         self._was_empty = not taken
         if not taken:
             raise Empty

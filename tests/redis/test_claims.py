@@ -201,8 +201,24 @@ def test_a_worker_that_wakes_up_after_its_lease_can_neither_claim_nor_renew_nor_
     with pytest.raises(LeaseLostError):
         stalled.renew_lease()
     stalled.ack(1)
-    stalled.flush()
+    with pytest.raises(LeaseLostError):
+        stalled.flush()
     assert server.hlen(names.claims_key(QUEUE, "other")) == 1
+
+
+def test_what_a_condemned_worker_has_finished_comes_back_for_its_result_was_refused(
+    claims_of: MakeClaims, server: redis.Redis
+) -> None:
+    """Between the condemnation and the hand-back an acknowledgement would lose the message."""
+    publish(server, "a")
+    worker = claims_of()
+    claim(worker, 1)
+    script("condemn").run(server, [names.workers_key()], [names.worker_member(QUEUE, "w1")])
+    worker.ack(1)
+    with pytest.raises(LeaseLostError):
+        worker.flush()
+    assert [report.claims for report in reap(server)] == [1]
+    assert queued(server) == ["a"]
 
 
 def test_a_message_that_reached_the_inbox_of_a_dead_worker_comes_back_and_the_worker_is_buried(

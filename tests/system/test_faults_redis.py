@@ -113,10 +113,6 @@ def test_a_worker_that_is_cut_off_loses_its_tasks_to_others_and_comes_back(fleet
         fleet.wait_for(tasks)
 
 
-@pytest.mark.xfail(
-    reason="A claim whose reply is lost is not known to the worker, which gives the same ids to the next ones: the "
-    "first messages are overwritten, and lost."
-)
 def test_claims_whose_reply_is_lost_with_the_connection_are_not_lost(fleet: Fleet) -> None:
     (survivor,) = fleet.serving("snc")
     with fleet.stopped(survivor.worker.pid), proxied(fleet, "snc") as member:
@@ -132,10 +128,6 @@ def test_claims_whose_reply_is_lost_with_the_connection_are_not_lost(fleet: Flee
         fleet.wait_for(tasks, timeout=10.0)
 
 
-@pytest.mark.xfail(
-    reason="A result that Redis refuses is given up: an async task's at once, and the message is acknowledged. Celery "
-    "ends a worker whose claim is refused."
-)
 def test_results_that_a_full_redis_refuses_are_stored_when_it_has_room_again(own: Fleet) -> None:
     tasks = submit_some(own)
     own.client.config_set("maxmemory", 1)
@@ -144,7 +136,6 @@ def test_results_that_a_full_redis_refuses_are_stored_when_it_has_room_again(own
     own.wait_for(tasks, timeout=10.0)
 
 
-@pytest.mark.xfail(reason="A result that Redis refuses is given up, and the message is acknowledged.")
 def test_results_that_may_not_be_written_are_stored_when_they_may(own: Fleet) -> None:
     tasks = submit_some(own)
     own.client.execute_command("ACL", "SETUSER", "default", "-setex", "-set")

@@ -64,10 +64,6 @@ def test_an_async_task_that_kills_its_replica_is_given_up(fleet: Fleet, worker: 
     assert len(fleet.starts(poison)) == 3
 
 
-@pytest.mark.xfail(
-    reason="The replica reports the start of an async task at the end of the loop's turn; one that kills it before its "
-    "first await seems never to have begun, is sent to the next replica and is tried without end."
-)
 def test_an_async_task_that_kills_its_replica_before_its_first_await_is_given_up(tmp_path: Path) -> None:
     fleet = Fleet(tmp_path / "fleet", LEASE, {"aio": 1})
     try:
@@ -79,10 +75,6 @@ def test_an_async_task_that_kills_its_replica_before_its_first_await_is_given_up
         fleet.close()
 
 
-@pytest.mark.xfail(
-    reason="What runs beside a task that kills its replica goes back to the queue with it and into the same replica "
-    "again, so that all of them are given up together."
-)
 def test_the_neighbours_of_an_async_poison_task_are_unharmed(fleet: Fleet, worker: Member) -> None:
     neighbours = [fleet.submit("aio.nap", 1.0) for _ in range(5)]
     fleet.wait(lambda: fleet.running(worker) >= set(neighbours), description="five running tasks")

@@ -83,10 +83,6 @@ def test_a_worker_that_is_told_to_stop_at_once_hands_back_what_it_runs(fleet: Fl
     assert {len(fleet.starts(task)) for task in running} == {2}
 
 
-@pytest.mark.xfail(
-    reason="A worker that hurries hands back what its replicas still run, and ends them up to a second later: a sync "
-    "task that ends meanwhile has run twice."
-)
 def test_what_a_worker_hands_back_does_not_go_on_in_its_replicas(fleet: Fleet, start: Start) -> None:
     victim = start("snc")
     tasks = occupy(fleet, victim, "snc.sleep", 0.8)
@@ -118,10 +114,6 @@ def test_the_claims_of_a_fleet_that_is_gone_come_back_when_any_worker_of_the_pro
         fleet.close()
 
 
-@pytest.mark.xfail(
-    reason="A worker that wakes up without its lease begins anew and then reads a reply to its earlier self: it runs "
-    "what others have run already, under its new lease."
-)
 def test_a_worker_that_wakes_up_does_not_run_what_it_had_been_given_before(fleet: Fleet, start: Start) -> None:
     """It was stopped while it waited for a message, and Redis gave it one."""
     victim = start("aio")

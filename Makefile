@@ -2,6 +2,7 @@
 #
 #   make setup    .venv with the exact versions of constraints.txt
 #   make test     setup, lint and all tests
+#   make test-rabbitmq   tests with RabbitMQ as the broker, which it installs where there is none (Debian)
 #   make lint     the static checks alone
 #   make format   let ruff rewrite the code
 #   make demo     the example of README.md, from nothing to its summary
@@ -11,7 +12,7 @@
 #   make clean    remove what these commands made
 
 .DEFAULT_GOAL := test
-.PHONY: setup test lint format demo bench chaos lock clean
+.PHONY: setup test test-rabbitmq lint format demo bench chaos lock clean
 
 # A name on PATH is not enough: a version manager's shim may stand for a version that is not installed, and some
 # systems ship Python without venv.
@@ -31,7 +32,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 test: setup lint
-	$(BIN)/python -m pytest tests --ignore=tests/benchmarks --ignore=tests/chaos
+	$(BIN)/python -m pytest tests --ignore=tests/benchmarks --ignore=tests/chaos --ignore=tests/rabbitmq
+
+test-rabbitmq: setup
+	tests/rabbitmq/install
+	$(BIN)/python -m pytest tests/rabbitmq
 
 lint: setup
 	$(BIN)/ruff check

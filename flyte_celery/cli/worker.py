@@ -9,6 +9,7 @@ from celery.bin.base import CeleryCommand
 from celery.bin.worker import worker as celery_worker
 
 from ..environment import environments
+from ..queues import environment_queue
 from .options import worker_options
 
 #: Options of `celery worker` that mean the same for an environment's worker. What is missing chooses queues, a pool
@@ -43,7 +44,7 @@ def _worker(ctx: click.Context, /, environment: str, **options: Any) -> None:
     app = ctx.obj.app
     name = known_environment(environment, app)
     if app.amqp.queues.get(name) is None:
-        app.amqp.queues.add(app.amqp.queues.new_missing(name))
+        app.amqp.queues.add(environment_queue(app, name))
     ctx.invoke(celery_worker, queues=[name], **{key: value for key, value in options.items() if value is not None})
 
 

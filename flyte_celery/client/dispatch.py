@@ -13,13 +13,13 @@ from celery.utils.serialization import UnpickleableExceptionWrapper
 
 from .. import context, embedded, errors
 from ..environment import environments
+from ..queues import environment_queue
 from ..registry import check_conflicts
 from . import local
 from .batch import Batch, Turn
 from .celery_task import make_task
 from .publish import Publisher
 from .results import Meta, outcome_of
-from .routing import environment_queue
 
 if TYPE_CHECKING:
     from celery import Celery

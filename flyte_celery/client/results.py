@@ -23,6 +23,7 @@ from celery.backends.redis import RedisBackend
 from celery.result import AsyncResult, EagerResult
 from celery.utils.log import get_logger
 
+from ..errors import RuntimeSystemError
 from ..task import TaskTemplate
 
 logger = get_logger("flyte_celery.results")
@@ -293,6 +294,16 @@ def async_client(connparams: dict[str, Any]) -> redis.asyncio.Redis:
 
 def _ask_celery(backend: Any, task_id: str) -> concurrent.futures.Future[Meta]:
     future: concurrent.futures.Future[Meta] = concurrent.futures.Future()
+    if backend.as_uri() == "rpc://":  # replies go to the queue of the thread that called, and a wait would never end
+        future.set_exception(
+            RuntimeSystemError(
+                "ResultBackendUnsupported",
+                "The result backend rpc:// has a reply queue for each thread, so only `.get()` in the thread that "
+                "called can wait. For await, flyte.run, flyte.map and tasks that call tasks, set `result_backend` to a "
+                "Redis, for example.",
+            )
+        )
+        return future
 
     def ask() -> None:
         try:

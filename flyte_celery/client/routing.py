@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery import current_app
 
 from ..environment import environments
 from ..fleet.catalogue import Catalogue
 from ..fleet.connection import connect_to_broker
-from ..names import queue_name, split_task_name
-
-if TYPE_CHECKING:
-    from kombu.entity import Queue
+from ..names import split_task_name
+from ..queues import environment_queue
 
 
 def route(name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **_: Any) -> dict[str, Any] | None:
@@ -25,6 +23,7 @@ def route(name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **_
     split = split_task_name(name)
     if split is None or (split[0] not in environments() and (name in current_app.tasks or not _published(split[0]))):
         return None
+    # As an object: naming it would add it to the queues that a plain worker of this process consumes after a reconnect.
     return {"queue": environment_queue(current_app, split[0])}
 
 
@@ -38,16 +37,6 @@ def _published(environment: str) -> bool:
 
 
 _catalogues: dict[str | None, Catalogue] = {}
-
-
-def environment_queue(app: Any, name: str) -> Queue:
-    """The queue of an environment, declared as Celery declares queues that it was not told of.
-
-    It is passed as an object: naming it in options would add it to the queues that a plain worker of the same
-    process consumes after a reconnect.
-    """
-    queue: Queue = app.amqp.queues.new_missing(queue_name(name))
-    return queue
 
 
 def route_environments(sender: Any, **_: Any) -> None:

@@ -43,6 +43,10 @@ class Job:
     #: Number of the replica that owns it, None while it waits in the pool.
     replica: int | None = None
     accepted_at: float | None = None
+    #: Celery's number of the retry that it is, 0 for the first run.
+    retries: int = 0
+    #: How it ended, kept only while its message is expected to be delivered again.
+    outcome: tuple[Any, ...] | None = None
     #: It was ended on request (revoked, over its hard limit): its outcome is already recorded.
     terminated: bool = False
     timers: list[Any] = field(default_factory=list)
@@ -51,6 +55,16 @@ class Job:
     def words(self) -> str:
         """Its name and id."""
         return f"{self.task_name}[{self.task_id}]"
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What a second delivery of its message has in common with it, and a retry has not."""
+        return self.task_id, self.retries
+
+    def answer_to(self, other: Job) -> None:
+        """From now on, tell another request of the same task what happens."""
+        self.on_accepted, self.on_done = other.on_accepted, other.on_done
+        self.on_error, self.on_timeout = other.on_error, other.on_timeout
 
     def terminate(self, signum: int | None = None) -> None:
         """Celery's `Request.terminate` calls this; one that has not begun ends when it does."""

@@ -59,6 +59,23 @@ def after_loss(job: Job, cause: str, most: int, keeper: Keeper) -> Exception:
     return lost
 
 
+def after_uncounted_loss(job: Job, cause: str, attempts: int, most: int, hostname: str) -> Exception:
+    """The same where only this worker knows how many attempts there were."""
+    what = f"{cause} while it ran {job.words}"
+    if attempts >= most:
+        return _GivenUp(f"{what} on {hostname}, attempt {attempts} of {most}: it is given up.")
+    lost: Exception = WorkerLostError(f"{what}, attempt {attempts} of {most}")
+    return lost
+
+
+def returned_too_often(job: Job, times: int) -> Exception:
+    """The failure of a task whose queue has taken it back so often that it must end its workers."""
+    return _GivenUp(
+        f"{job.words} was delivered {times + 1} times and never ended, as if it ended its worker each time: it is "
+        "given up."
+    )
+
+
 def _give_up(job: Job, attempts: int, most: int, what: str, keeper: Keeper) -> Exception:
     text = f"{what}, attempt {attempts} of {most}: it is given up."
     if job.claim is not None:

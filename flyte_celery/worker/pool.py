@@ -10,12 +10,12 @@ from __future__ import annotations
 import itertools
 import pickle
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery.concurrency.base import BasePool
-from celery.exceptions import Ignore, Reject, WorkerLostError
+from celery.exceptions import Ignore, Reject
 from celery.utils.log import get_logger
 
 from ..autoscaler.decide import Observed, ReplicaState, ReplicaView
@@ -24,7 +24,8 @@ from ..fleet.storing import UNFENCED
 from ..replica import wire
 from ..supervisor.lifecycle import Drain, Load, Revive, Starts, State, StopReason, Tick
 from .job import Job, frame, guarded
-from .losses import after_loss, given_up, last_chance, most_attempts
+from .losses import after_loss, after_uncounted_loss, given_up, last_chance, most_attempts, returned_too_often
+from .redelivery import MOST_RETURNS, Attempts, Redelivery, returns
 from .replicas import Replica, Replicas
 from .serving import Serving
 from .stopping import Stopping
@@ -60,6 +61,8 @@ class ReplicaPool(BasePool):
         super().__init__(*args, **options)
         self.jobs: dict[int, Job] = {}
         self.waiting = Waiting()
+        self._attempts = Attempts()
+        self._redelivery = Redelivery()
         self._numbers = itertools.count(1)
         settings = self.serving.settings
         self.starts = Starts(settings.max_start_failures, settings.start_backoff, settings.start_backoff_cap)
@@ -87,6 +90,8 @@ class ReplicaPool(BasePool):
             keeper.on_lease_lost = self._renew
             # Celery has forgotten what it had scheduled or limited before it lost its connection; what is here stays.
             keeper.hand_back_now()
+        elif self.serving.redelivers:
+            self._expect_everything_again()
         self.start_timers(loop)
         self.on_change()
 
@@ -140,14 +145,18 @@ class ReplicaPool(BasePool):
             terminator=self._terminate,
             arrived_at=time.monotonic(),
             claim=claim,
+            retries=args[2].get("retries") or 0,
         )
-        if self._admitted(job):
+        if (running := self._redelivery.claim(job, args[2])) is not None:
+            self._go_on(running, job)
+            return running
+        if self._admitted(job, args[2]):
             self.jobs[number] = job
             self.waiting.add(job)
             self.dispatch()
         return job
 
-    def _admitted(self, job: Job) -> bool:
+    def _admitted(self, job: Job, request: Mapping[str, Any]) -> bool:
         """Whether a task may wait for a replica; one that may not has its outcome when this returns."""
         keeper = self.serving.keeper
         claim = None if keeper is None or job.claim is None else keeper.taken(job.claim)
@@ -160,8 +169,13 @@ class ReplicaPool(BasePool):
         if self._hopeless():
             self._fail(job)
             return False
-        if keeper is not None and claim is not None and claim.attempts:
-            most = most_attempts(self.serving.environment, job.task_name)
+        most = most_attempts(self.serving.environment, job.task_name)
+        if keeper is None:
+            if returns(request) >= MOST_RETURNS:
+                job.fail(returned_too_often(job, MOST_RETURNS))
+                return False
+            job.alone = last_chance(self._attempts.lost(job), most)
+        elif claim is not None and claim.attempts:
             job.alone = last_chance(claim.attempts, most)
             if (failure := given_up(job, most, keeper)) is not None:
                 job.fail(failure)
@@ -171,6 +185,20 @@ class ReplicaPool(BasePool):
     def _fence(self, claim: int | None) -> tuple[str, str]:
         keeper = self.serving.keeper
         return keeper.fence(claim) if keeper is not None and self.serving.fenced else UNFENCED
+
+    def _expect_everything_again(self) -> None:
+        """There is a new connection, if not the first: what waits comes again with it, and so does what runs."""
+        for job in self.waiting.clear():
+            del self.jobs[job.number]
+        self._redelivery.expect(self.jobs.values())
+
+    def _go_on(self, running: Job, again: Job) -> None:
+        """The message of a task that runs here, or has ended here, was delivered again."""
+        running.answer_to(again)
+        if running.outcome is not None:
+            self._report(running, running.outcome)
+        elif running.accepted_at is not None and (replica := self._owner(running)) is not None:
+            running.on_accepted(replica.pid, running.accepted_at)
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:
         """Nothing: a replica runs many tasks, so none is ended by its process id.
@@ -254,6 +282,8 @@ class ReplicaPool(BasePool):
             job.stop_timers()
             if job.accepted_at is not None:
                 self._learn(time.monotonic() - job.accepted_at)
+            self._attempts.ended(job)
+            self._redelivery.ended(job, outcome)
             self._report(job, outcome)
         self.dispatch()
 
@@ -287,6 +317,7 @@ class ReplicaPool(BasePool):
         for job in begun:
             del self.jobs[job.number]
             job.stop_timers()
+            self._redelivery.forget(job)
             if not job.terminated and not self.stopping.ending:
                 self._lost_while_running(job, cause)
         if self.stopping.begun:
@@ -295,11 +326,14 @@ class ReplicaPool(BasePool):
 
     def _lost_while_running(self, job: Job, cause: str) -> None:
         """Give the task back to the queue, to be run again; a task that was lost too often fails instead."""
-        keeper = self.serving.keeper
-        if keeper is None:
-            job.fail(WorkerLostError(f"{cause} while it ran {job.words}"))
-        else:
-            job.fail(after_loss(job, cause, most_attempts(self.serving.environment, job.task_name), keeper))
+        keeper, most = self.serving.keeper, most_attempts(self.serving.environment, job.task_name)
+        if keeper is not None:
+            job.fail(after_loss(job, cause, most, keeper))
+            return
+        attempts = self._attempts.count_lost(job)
+        if attempts >= most:
+            self._attempts.ended(job)
+        job.fail(after_uncounted_loss(job, cause, attempts, most, self.serving.plan.hostname))
 
     def _unrecorded(self, claim: int | None) -> None:
         """A task's failure could not be stored: it runs again, for its caller would wait for ever."""

@@ -6,6 +6,7 @@ so plain `celery -A proj worker -Q ENV` becomes an environment's worker without 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
@@ -13,14 +14,15 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
-from celery.utils.log import get_logger
 from celery.utils.nodenames import gethostname
+from celery.utils.quorum_queues import detect_quorum_queues
 
 from ..autoscaler.decide import Limits
 from ..environment import TaskEnvironment, environments
 from ..fleet.connection import connect_to_broker, is_too_old
 from ..names import PRIORITY_STEPS, queue_name
 from ..options import check_grace
+from ..queues import TYPE_ARGUMENT, environment_queue
 from ..registry import check_conflicts
 from ..replica.application import find
 from ..replica.plan import Logging, ReplicaPlan
@@ -29,9 +31,8 @@ from ..supervisor.lifecycle import Patience
 from . import transport
 from .keeper import Keeper
 from .pool import ReplicaPool
+from .promises import is_amqp, weaker_promises
 from .serving import Serving
-
-logger = get_logger("flyte_celery.worker")
 
 #: Seconds that a worker waits at its start for a broker that does not answer before it gives up.
 BROKER_PATIENCE = 10.0
@@ -127,6 +128,8 @@ def _become(worker: Any, environment: TaskEnvironment) -> None:
     if nick == "celery":  # nobody gave it a name
         worker.hostname = f"{name}@{host or gethostname()}"
     broker_url = app.conf.broker_read_url or app.conf.broker_url
+    # What `-Q` has made of the name is not what clients declare, where the app says how its queues are.
+    app.amqp.queues.select_add(environment_queue(app, name))
     serving = _serving(worker, environment, broker_url, _claiming(worker, environment, broker_url))
     worker.pool_cls = type("ReplicaPool", (ReplicaPool,), {"serving": serving, "__module__": ReplicaPool.__module__})
     # Celery's consumer takes its prefetch count from these two: as many messages as can run at once.
@@ -138,24 +141,45 @@ def _become(worker: Any, environment: TaskEnvironment) -> None:
     app.conf.worker_cancel_long_running_tasks_on_connection_loss = False
     # After a lost connection Celery would claim as many messages as there are processes; a replica runs many tasks.
     app.conf.worker_enable_prefetch_count_reduction = False
+    if serving.redelivers:
+        _check_queue(app, name)
+        # RabbitMQ closes the channel of a worker that has not acknowledged a message for 30 minutes. Celery would end
+        # the worker over it, with everything else that it runs.
+        app.conf.broker_channel_error_retry = True
+
+
+def _check_queue(app: Any, name: str) -> None:
+    """Declare the queue, as the worker will do again and again; beside quorum queues, all that the app knows.
+
+    Celery's delayed delivery, which comes with quorum queues, binds them all, and takes one that nobody has declared
+    yet for a failure.
+
+    Raises:
+        CannotServe: The environment's queue exists as something else.
+    """
+    with app.connection_for_read() as connection:
+        try:
+            environment_queue(app, name)(connection.default_channel).declare()
+        except connection.channel_errors as exc:
+            raise CannotServe(
+                f"RabbitMQ refuses the queue {queue_name(name)!r}: {exc} Serve it with the settings that it was "
+                "declared with (`task_default_queue_type` and the like), or delete it when it is empty."
+            ) from None
+        if not detect_quorum_queues(app, "amqp")[0]:
+            return
+        for other in [queue for queue in app.amqp.queues.values() if not queue.auto_delete]:
+            with contextlib.suppress(*connection.channel_errors), connection.channel() as channel:
+                other(channel).declare()
 
 
 def _claiming(worker: Any, environment: TaskEnvironment, url: str) -> Keeper | None:
-    """Choose the transport with claims where the broker can have them.
-
-    Elsewhere Celery's own transport serves the queue, and the worker says which promises are weaker.
-    """
+    """Choose the transport with claims where the broker can have them; elsewhere Celery's own serves the queue."""
     conf = worker.app.conf
     scheme = url.split("://", 1)[0]
     options = conf.broker_transport_options or {}
     several = ";" in url and scheme != "sentinel"  # claims live on one server
     client = None if several else connect_to_broker(worker.app)
     if client is None or options.get("global_keyprefix") or options.get("sep") or is_too_old(client):
-        logger.warning(
-            "%s: this broker has no leases and claims: a task that runs longer than the visibility timeout may run "
-            "twice, and one that kills its worker is tried again without end.",
-            environment.name,
-        )
         return None
     queue = queue_name(environment.name)
     settings = Settings.from_environ(os.environ)
@@ -215,9 +239,17 @@ def _serving(worker: Any, environment: TaskEnvironment, broker_url: str, keeper:
         ),
         broker_url=broker_url,
         keeper=keeper,
+        weaker=None if keeper is not None else _weaker(worker.app, environment, broker_url),
+        redelivers=is_amqp(broker_url),
         fenced=keeper is not None and keeper.shares_server_with(worker.app.backend),
         environ={name: str(value) for name, value in (environment.env_vars or {}).items()},
     )
+
+
+def _weaker(app: Any, environment: TaskEnvironment, url: str) -> str:
+    arguments = environment_queue(app, environment.name).queue_arguments or {}
+    quorum = arguments.get(TYPE_ARGUMENT) == "quorum"
+    return weaker_promises(url, quorum, published=connect_to_broker(app) is not None)
 
 
 def _startup_patience(environment: TaskEnvironment, default: float) -> float:

@@ -29,6 +29,10 @@ class Serving:
     broker_url: str
     #: The keeper of its claims; None where the broker is no Redis that claims can live on.
     keeper: Keeper | None = None
+    #: What is weaker here than with claims, None with them.
+    weaker: str | None = None
+    #: Whether the broker delivers again, at once, what was not acknowledged when a connection is lost.
+    redelivers: bool = False
     #: Whether results are kept where the leases are, so that a worker that lost its lease cannot store any.
     fenced: bool = False
     #: Variables set for replicas before user modules are imported.

@@ -60,6 +60,8 @@ class AutoscalerStep(bootsteps.StartStopStep):
         serving: Serving = parent.pool.serving
         broker = redacted(serving.broker_url)
         logger.info("%s: serves the queue %r of %s", serving.name, queue_name(serving.name), broker)
+        if serving.weaker is not None:
+            logger.warning("%s: %s", serving.name, serving.weaker)
         self._catalogue = Catalogue(connect_to_broker(parent.app))
         self._publish(serving)
 
@@ -99,8 +101,9 @@ class AutoscalerStep(bootsteps.StartStopStep):
 
     def _adjust_prefetch(self) -> None:
         """Claim what can run, and a little more, so that short tasks never wait for the broker and long ones do not."""
-        qos = getattr(getattr(self._worker, "consumer", None), "qos", None)
-        if qos is None:
+        consumer = getattr(self._worker, "consumer", None)
+        qos = getattr(consumer, "qos", None)
+        if qos is None or _prefetch_is_static(consumer):
             return
         if qos is not self._qos:  # a new connection begins with Celery's own count again
             self._qos, self._prefetch = qos, qos.value
@@ -131,6 +134,16 @@ class AutoscalerStep(bootsteps.StartStopStep):
                 reason=str(explained.reason),
                 text=explained.text,
             )
+
+
+def _prefetch_is_static(consumer: Any) -> bool:
+    """Whether the broker keeps to the prefetch count that consuming began with, which is the worker's capacity.
+
+    RabbitMQ changes it under way only where one count holds for a whole channel: neither for quorum queues, nor from
+    its version 4 on.
+    """
+    connection = consumer.connection
+    return connection is None or (connection.transport.driver_type == "amqp" and not consumer.qos_global)
 
 
 class ReconnectionStep(bootsteps.StartStopStep):

@@ -51,6 +51,9 @@ class Stopping:
         unstarted = [job for job in pool.jobs.values() if job.replica is None]
         if (keeper := pool.serving.keeper) is not None:
             keeper.hand_back_now(job.claim for job in unstarted)
+        else:  # which hands back what is scheduled for later as well
+            for request in tuple(worker_state.scheduled_requests):
+                request.reject(requeue=True)
         for job in unstarted:
             pool.hand_back(job)
 

@@ -15,7 +15,8 @@ What happens to a block follows from its language and, where that is not enough,
 | `<!-- test: skip-because WORDS -->` | nothing; these are counted |
 | `<!-- test: needs MODULE -->` anywhere | skips the page where the module is not installed |
 
-The address `redis://localhost:6379/0` stands for the reader's Redis; the test's own takes its place.
+The address `redis://localhost:6379/0` stands for the reader's Redis; the test's own takes its place. So does
+`amqp://guest:guest@localhost:5672//` for RabbitMQ, whose page is played by `tests/rabbitmq`.
 """
 
 from __future__ import annotations
@@ -46,7 +47,11 @@ PAGES = sorted(
     ]
 )
 
+#: Needs a RabbitMQ.
+RABBITMQ_PAGE = REPOSITORY / "docs/howto/rabbitmq.md"
+
 _READERS_REDIS = "redis://localhost:6379/0"
+_READERS_RABBITMQ = "amqp://guest:guest@localhost:5672//"
 _MARK = "FLYTE_CELERY_TEST_PAGE"
 _SHELLS = frozenset({"sh", "bash", "console"})
 _FENCE = re.compile(
@@ -90,10 +95,12 @@ class Story:
     Args:
         folder: The directory; files of the example are in it already.
         redis_url: What takes the place of the reader's Redis.
+        rabbitmq_url: What takes the place of the reader's RabbitMQ.
     """
 
     folder: Path
     redis_url: str
+    rabbitmq_url: str = _READERS_RABBITMQ
     _output: str = ""
     _servers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     _mark: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -111,7 +118,7 @@ class Story:
             self.end()
 
     def _play(self, block: Block) -> None:
-        text = block.text.replace(_READERS_REDIS, self.redis_url)
+        text = block.text.replace(_READERS_REDIS, self.redis_url).replace(_READERS_RABBITMQ, self.rabbitmq_url)
         word, _, rest = block.directive.partition(" ")
         if word == "skip-because":
             return

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import PAGES, REPOSITORY, Story, blocks
+from tests.docs.pages import PAGES, RABBITMQ_PAGE, REPOSITORY, Story, blocks
 
 #: Most blocks that may be left out, over all pages: those that install something or belong to a system's services.
 MOST_SKIPPED = 8
 
-#: Has a test of its own, `test_demo.py`, with smaller sizes than the page's.
-_DEMO = REPOSITORY / "examples" / "digits" / "README.md"
+#: Have tests of their own: `test_demo.py`, with smaller sizes than the page's, and `tests/rabbitmq/test_page.py`.
+_ELSEWHERE = {REPOSITORY / "examples" / "digits" / "README.md", RABBITMQ_PAGE}
 
-_WITH_BLOCKS = [page for page in PAGES if page != _DEMO and any(b.language for b in blocks(page.read_text()))]
+_WITH_BLOCKS = [page for page in PAGES if page not in _ELSEWHERE and any(b.language for b in blocks(page.read_text()))]
 _NEEDS = re.compile(r"<!-- test: needs (\w+) -->")
 
 

@@ -18,9 +18,12 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any, ClassVar, TypeVar
 
-from .names import CUSTOM_CONTEXT_HEADER
+from .names import CHAIN_HEADER, CUSTOM_CONTEXT_HEADER
 
 T = TypeVar("T")
+
+#: Most tasks that `RunContext.chain` hands on: each message carries them.
+MOST_OF_A_CHAIN = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,9 @@ class RunContext:
     group_data: GroupData | None = None
     """The innermost `group` that this code is in. A child task starts without one."""
 
+    chain: tuple[str, ...] = ()
+    """This task, and before it those that called it, as `name[id]`; of a very long chain the end."""
+
     data: dict[str, Any] = field(default_factory=dict, compare=False)
     """A place for this task's own notes; nothing here reads it, and child tasks do not get it."""
 
@@ -141,6 +147,7 @@ class RunContext:
             worker=hostname,
             replica=replica,
             custom_context=(headers or {}).get(CUSTOM_CONTEXT_HEADER) or {},
+            chain=(*((headers or {}).get(CHAIN_HEADER) or ()), f"{task or environment}[{task_id}]"),
         )
 
     @classmethod
@@ -276,7 +283,11 @@ def _outgoing_custom_context() -> Mapping[str, str]:
 def outgoing_headers() -> dict[str, Any]:
     """Message headers that give a task submitted now what it inherits from here; `RunContext.of_task` reads them."""
     custom = _outgoing_custom_context()
-    return {CUSTOM_CONTEXT_HEADER: dict(custom)} if custom else {}
+    headers: dict[str, Any] = {CUSTOM_CONTEXT_HEADER: dict(custom)} if custom else {}
+    run = current_run.get()
+    if run is not None and run.chain:
+        headers[CHAIN_HEADER] = list(run.chain[-MOST_OF_A_CHAIN:])
+    return headers
 
 
 # -- Coroutines ------------------------------------------------------------------------------------------------------

@@ -24,6 +24,9 @@ PREFIX = "flyte-celery:"
 #: Key in a message's headers for what `custom_context` hands to child tasks.
 CUSTOM_CONTEXT_HEADER = "flyte_celery_custom_context"
 
+#: Key in a message's headers for the tasks that wait for this one, the first one first.
+CHAIN_HEADER = "flyte_celery_chain"
+
 #: Environment variable of a replica's process: its number within its worker.
 REPLICA_VARIABLE = "FLYTE_CELERY_REPLICA"
 

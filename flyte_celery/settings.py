@@ -25,7 +25,7 @@ _VARIABLES = {
 }
 
 _URLS = frozenset({"broker_url", "result_backend"})
-_COUNTS = frozenset({"max_start_failures"})
+_COUNTS = frozenset({"max_start_failures", "max_suspended"})
 #: Times of which 0 means something: at once, or none.
 _MAY_BE_ZERO = frozenset({"grace", "lookahead", "start_backoff", "start_backoff_cap", "idle_ttl", "scaledown_ttl"})
 _OPTIONAL = frozenset({"broker_url", "result_backend", "idle_ttl", "scaledown_ttl", "grace"})
@@ -72,6 +72,9 @@ class Settings:
 
     lease: float = 15.0
     """Seconds for which a worker's proof of life holds; it is renewed each third of that."""
+
+    max_suspended: int = 1000
+    """Tasks of one replica that may wait for their children at once; the next one fails with `StarvationError`."""
 
     autoscale_interval: float = 1.0
     """Seconds between two looks of the autoscaler. New work wakes it up earlier."""

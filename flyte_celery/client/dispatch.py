@@ -11,7 +11,7 @@ from celery import states
 from celery.exceptions import TaskRevokedError, TimeLimitExceeded, WorkerLostError
 from celery.utils.serialization import UnpickleableExceptionWrapper
 
-from .. import context, embedded, errors
+from .. import context, embedded, errors, suspension
 from ..environment import environments
 from ..queues import environment_queue
 from ..registry import check_conflicts
@@ -108,11 +108,17 @@ class CeleryDispatcher:
     # -- Flyte's face ------------------------------------------------------------------------------------------------
 
     def call(self, task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Submit a child from a sync task and wait for its value."""
+        """Submit a child from a sync task and wait for its value; a task that is cancelled meanwhile revokes it."""
         if _is_local():
             return local.call(task, args, kwargs)
         result = self.apply_async(task, args, kwargs, {})
-        meta = outcome_of(result).result()
+        future = outcome_of(result)
+        try:
+            with suspension.waiting(future.cancel):
+                meta = future.result()
+        except BaseException:  # the task was cancelled while it waited
+            self.app.control.revoke(result.id, terminate=True)
+            raise
         return value_of(task, meta)
 
     async def call_async(self, task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -123,7 +129,8 @@ class CeleryDispatcher:
         call, published = self.add_to(Turn.current(self.publisher), task, args, kwargs, {})
         try:
             await asyncio.shield(published)
-            meta = await asyncio.wrap_future(outcome_of(call))
+            async with suspension.awaiting():
+                meta = await asyncio.wrap_future(outcome_of(call))
         except asyncio.CancelledError:
             revoke = functools.partial(self.app.control.revoke, call.id, terminate=True)
             asyncio.get_running_loop().run_in_executor(None, revoke)

@@ -15,7 +15,7 @@ from typing import Any
 
 from kombu.exceptions import OperationalError
 
-from .. import context, errors
+from .. import context, errors, suspension
 from ..registry import check_conflicts
 from ..task import TaskTemplate
 from . import local
@@ -294,7 +294,7 @@ def _submitted(
     dispatcher: CeleryDispatcher, mapped: Mapped, concurrency: int, return_exceptions: bool
 ) -> Iterator[Any]:
     check_conflicts()
-    news: queue.SimpleQueue[Future] = queue.SimpleQueue()
+    news: queue.SimpleQueue[Future | None] = queue.SimpleQueue()
     flight = _Flight(dispatcher, mapped, concurrency, news.put)
 
     def fill() -> None:
@@ -308,7 +308,8 @@ def _submitted(
         fill()
         while flight.waiting:
             while not flight.waiting[0][1].done():
-                news.get()
+                with suspension.waiting(lambda: news.put(None)):
+                    news.get()
                 flight.landed()
                 fill()
             yield _value(mapped.task, flight.waiting.popleft()[1], return_exceptions)
@@ -336,7 +337,8 @@ async def _submitted_async(
         await fill()
         while flight.waiting:
             while not flight.waiting[0][1].done():
-                await news.get()
+                async with suspension.awaiting():
+                    await news.get()
                 flight.landed()
                 await fill()
             yield _value(mapped.task, flight.waiting.popleft()[1], return_exceptions)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
+import ctypes
 import pickle
 import queue
 import signal
@@ -152,5 +153,11 @@ class SyncJob:
 
     def cancel(self, soft: float | None) -> None:
         """Raise a soft limit in the body. A hard end is the worker's: it kills the replica."""
-        if soft is not None and self._thread == threading.main_thread().ident:
+        if soft is None or self._thread is None:
+            return
+        if self._thread == threading.main_thread().ident:
             interrupt_main_thread()
+        else:
+            # A signal reaches the main thread alone; this arrives with the next bytecode of the other one.
+            raised = ctypes.py_object(SoftTimeLimitExceeded)
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread), raised)

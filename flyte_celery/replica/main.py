@@ -28,11 +28,13 @@ from celery.utils.log import get_logger
 from .. import context
 from ..environment import Hook, TaskEnvironment, environments
 from ..supervisor.wire import Line
+from ..suspension import set_suspender
 from . import bridge, wire
 from .execute import LoopJob, MainThread, SyncJob, install_soft_timeout_signal
 from .loading import load
 from .outbox import Outbox
 from .plan import ReplicaPlan
+from .suspended import Suspended
 
 logger = get_logger("flyte_celery.replica")
 
@@ -125,6 +127,10 @@ class Replica:
         self.environment = environment
         self.main_thread: MainThread | None = None
         self.jobs: dict[int, LoopJob | SyncJob] = {}
+        self._suspended = Suspended(self._tell, plan.max_suspended)
+        set_suspender(self._suspended)
+        #: The task that the main thread has.
+        self._on_main: int | None = None
         self._running: set[asyncio.Task[None]] = set()
         self._async_names = {task.name for task in environment.tasks.values() if task.is_async}
         self._outbox: Outbox
@@ -179,8 +185,11 @@ class Replica:
                 case (wire.RUN, number, *args):
                     self._start(number, tuple(args))
                 case (wire.CANCEL, number, soft):
-                    if (job := self.jobs.get(number)) is not None:
+                    job = self.jobs.get(number)
+                    if job is not None and (soft is not None or not self._suspended.cancel(number)):
                         job.cancel(soft)
+                case (wire.GO, number):
+                    self._suspended.granted(number)
                 case (wire.STOP,):
                     self._stopped.set_result(None)
         # Before a body can run: one that takes the process with it must be known to have begun.
@@ -190,6 +199,7 @@ class Replica:
             os._exit(1)
 
     def _start(self, number: int, args: tuple[Any, ...]) -> None:
+        self._suspended.begun(args[1], number)
         if args[0] in self._async_names:
             loop_job = self.jobs[number] = LoopJob(number, args, self._tell)
             running = loop_job.start(self._loop)
@@ -199,14 +209,20 @@ class Replica:
         if self.app.tasks[args[0]].__trace__ is None:  # not of this environment: Celery's own, or routed here
             _build_tracer(self.plan, self.app, args[0])
         job = self.jobs[number] = SyncJob(number, args, self._tell)
-        if self.main_thread is not None:
+        if self.main_thread is not None and self._on_main is None:
+            self._on_main = number
             self.main_thread.submit(job.run)
-        else:  # a plain task of the app that somebody routed here: this replica's main thread is the loop's
-            self._loop.run_in_executor(None, job.run)
+        else:
+            # The task on the main thread waits for its children, and nothing of its thread may be touched: database
+            # connections, an open transaction. Or the main thread is the loop's, and a plain task was routed here.
+            threading.Thread(target=job.run, name=f"flyte-celery-task-{number}", daemon=True).start()
 
     def _tell(self, message: tuple[Any, ...]) -> None:
         if message[0] == wire.DONE:
             self.jobs.pop(message[1], None)
+            self._suspended.ended(message[1])
+            if self._on_main == message[1]:
+                self._on_main = None
         self._outbox.send(message)
 
 

@@ -34,3 +34,5 @@ class ReplicaPlan:
     preload: bool = True
     #: Seconds for start-up hooks that do not say themselves.
     startup_timeout: float = 600.0
+    #: Tasks of one replica that may wait for their children at once.
+    max_suspended: int = 1000

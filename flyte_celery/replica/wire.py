@@ -4,6 +4,7 @@ Worker to replica:
 
 - `(RUN, job, task_name, task_id, request, body, content_type, content_encoding)`
 - `(CANCEL, job, soft)`: end that task alone; `soft` is the soft time limit in seconds that it exceeded, or None.
+- `(GO, job)`: a task that has waited for its children has a slot again.
 - `(STOP,)`: run the shutdown hooks and exit. The worker sends it only when the replica owns no task.
 
 Replica to worker:
@@ -11,6 +12,8 @@ Replica to worker:
 - `(READY, seconds)`: start-up is finished and took that long.
 - `(START_FAILED, error)`: start-up raised; the replica exits by itself.
 - `(ACCEPTED, job, monotonic)`: the task has begun.
+- `(SUSPENDED, job)`: the task waits for its children and needs no slot.
+- `(RESUME, job)`: it waits no longer, and asks for one.
 - `(DONE, job, outcome)`: an `OK`, `RAISED` or `CANCELLED` outcome, see `replica.execute`.
 """
 
@@ -21,11 +24,14 @@ from typing import Final
 RUN: Final = 1
 CANCEL: Final = 2
 STOP: Final = 3
+GO: Final = 4
 
 READY: Final = 11
 START_FAILED: Final = 12
 ACCEPTED: Final = 13
 DONE: Final = 14
+SUSPENDED: Final = 15
+RESUME: Final = 16
 
 #: Outcome `(OK, failed, value, runtime)`: what Celery's tracer returned; `value` is the result's repr, or for a
 #: failed task its pickled `ExceptionInfo`.

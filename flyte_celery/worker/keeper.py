@@ -38,6 +38,8 @@ class Keeper:
         self.hub: Any = None
         #: Called on the event loop when the lease may be over; the pool sets it.
         self.on_lease_lost: Callable[[], Any] = lambda: None
+        #: Claims of tasks that wait for their children; others may be claimed in their place.
+        self.suspended = 0
         self._flush_asked = False
         #: Redis did not answer lately: what is noted waits for the next renewal, and nobody waits for a time-out.
         self._away = False

@@ -242,6 +242,7 @@ class ReplicaPool(BasePool):
 
     def dispatch(self) -> None:
         """Give waiting tasks to replicas with free slots, then tell the autoscaler."""
+        self.replicas.resume()
         while (next_up := self.waiting.next(self.replicas)) is not None:
             job, replica = next_up
             if job.withdrawn():
@@ -311,6 +312,8 @@ class ReplicaPool(BasePool):
         unstarted = [job for job in replica.jobs.values() if job.accepted_at is None]
         begun = [job for job in replica.jobs.values() if job.accepted_at is not None]
         replica.jobs.clear()
+        replica.suspended.clear()
+        replica.resuming.clear()
         for job in unstarted:
             job.replica = None
         self.waiting.put_back(unstarted)
@@ -339,6 +342,17 @@ class ReplicaPool(BasePool):
         """A task's failure could not be stored: it runs again, for its caller would wait for ever."""
         if claim is not None and self.serving.keeper is not None:
             self.serving.keeper.hand_back([claim])
+
+    def slots_changed(self) -> None:
+        """A task gives its slot away while it waits for its children, or asks for one."""
+        if self.serving.keeper is not None:
+            self.serving.keeper.suspended = self.suspended
+        self.dispatch()
+
+    @property
+    def suspended(self) -> int:
+        """Tasks that wait for their children."""
+        return sum(len(replica.suspended) for replica in self.replicas)
 
     def starts_changed(self) -> None:
         """A replica became ready or failed to: the environment may be failed now."""
@@ -388,7 +402,7 @@ class ReplicaPool(BasePool):
         if replica is None or job.terminated:
             return
         job.terminated = True
-        if not job.on_loop:
+        if not job.on_loop and job.number not in replica.suspended:
             self.replicas.kill(replica, StopReason.TERMINATED)
             return
         replica.line.send((wire.CANCEL, job.number, None))
@@ -451,7 +465,8 @@ class ReplicaPool(BasePool):
         """The demand that this worker has claimed, and its replicas."""
         return Observed(
             ready=len(self.waiting),
-            running=len(self.jobs) - len(self.waiting),
+            running=len(self.jobs) - len(self.waiting) - self.suspended,
+            suspended=self.suspended,
             starting=self.replicas.count(State.STARTING),
             draining=self.replicas.count(State.DRAINING),
         )
@@ -462,7 +477,8 @@ class ReplicaPool(BasePool):
             ReplicaView(
                 number=replica.number,
                 state=_VIEWED[replica.child.state],
-                running=len(replica.jobs),
+                running=replica.running,
+                suspended=len(replica.suspended),
                 idle_since=replica.child.idle_since,
                 started_at=replica.child.started_at,
             )

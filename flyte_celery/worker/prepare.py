@@ -236,6 +236,7 @@ def _serving(worker: Any, environment: TaskEnvironment, broker_url: str, keeper:
             ),
             preload=environment.resources is None or environment.resources.get_device() is None,
             startup_timeout=settings.startup_timeout,
+            max_suspended=settings.max_suspended,
         ),
         broker_url=broker_url,
         keeper=keeper,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -51,6 +53,9 @@ class Owner(Protocol):
     def lost(self, replica: Replica, cause: str) -> None:
         """A replica has ended with tasks."""
 
+    def slots_changed(self) -> None:
+        """A task gives its slot away while it waits for its children, or asks for one."""
+
     def starts_changed(self) -> None:
         """A replica has become ready, or failed to."""
 
@@ -68,8 +73,17 @@ class Replica:
     served: int = 0
     #: It must end as soon as its process id is known.
     doomed: bool = False
+    #: Of these, those that wait for their children and hold no slot.
+    suspended: set[int] = field(default_factory=set)
+    #: Of the suspended ones, those that ask for a slot, first come first.
+    resuming: deque[int] = field(default_factory=deque)
     #: Its only task may share it with no other.
     alone: bool = False
+
+    @property
+    def running(self) -> int:
+        """Tasks that hold a slot."""
+        return len(self.jobs) - len(self.suspended)
 
     @property
     def number(self) -> int:
@@ -109,8 +123,26 @@ class Replicas:
 
     @property
     def live(self) -> int:
-        """Replicas that take tasks, or will."""
-        return self.count(State.STARTING, State.READY)
+        """Replicas that take tasks, or will, without those that take no more and only wait for children."""
+        return sum(not self._parked(replica) for replica in self.in_state(State.STARTING, State.READY))
+
+    def _parked(self, replica: Replica) -> bool:
+        return bool(replica.suspended) and not replica.running and self.used_up(replica)
+
+    def resume(self) -> None:
+        """Give slots back to tasks that have waited for their children, before any other task gets one."""
+        for replica in self:
+            while replica.resuming and self._has_slot(replica):
+                number = replica.resuming.popleft()
+                replica.suspended.discard(number)
+                replica.line.send((wire.GO, number))
+                self.flush(replica)
+
+    def _has_slot(self, replica: Replica) -> bool:
+        if self._parked(replica) and self.live >= self._serving.limits.highest:
+            return False
+        job = replica.jobs.get(replica.resuming[0])
+        return replica.running < self._serving.limits.concurrency or job is None or job.terminated
 
     def with_free_slot(self, besides: Replica | None = None) -> Replica | None:
         """The oldest ready replica that can take a task beside those that it has.
@@ -120,7 +152,8 @@ class Replicas:
         """
         limit = self._serving.limits.concurrency
         for replica in self:
-            if replica is not besides and self.takes(replica) and not replica.alone and len(replica.jobs) < limit:
+            free = 0 if replica.alone and replica.running else limit - replica.running - len(replica.resuming)
+            if free > 0 and replica is not besides and self.takes(replica):
                 return replica
         return None
 
@@ -227,11 +260,17 @@ class Replicas:
         """A task has left a replica."""
         if replica.jobs.pop(number, None) is None:
             return
+        self._forget_wait(replica, number)
         replica.served += 1
         replica.alone = False
         if self.used_up(replica):
             self.step(replica, Drain(StopReason.USED_UP))
         self.step(replica, Load(len(replica.jobs)))
+
+    def _forget_wait(self, replica: Replica, number: int) -> None:
+        replica.suspended.discard(number)
+        with contextlib.suppress(ValueError):
+            replica.resuming.remove(number)
 
     def _on_readable(self, replica: Replica) -> None:
         messages, closed = replica.line.receive()
@@ -241,6 +280,15 @@ class Replicas:
                     self._owner.accepted(replica, number, at)
                 case (wire.DONE, number, outcome):
                     self._owner.done(replica, number, outcome)
+                case (wire.SUSPENDED, number):
+                    self._forget_wait(replica, number)
+                    if number in replica.jobs:
+                        replica.suspended.add(number)
+                        self._owner.slots_changed()
+                case (wire.RESUME, number):
+                    if number in replica.suspended:
+                        replica.resuming.append(number)
+                        self._owner.slots_changed()
                 case (wire.READY, seconds):
                     self._ready(replica, seconds)
                 case (wire.START_FAILED, error):

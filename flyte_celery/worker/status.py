@@ -42,6 +42,8 @@ class WorkerStatus:
     waiting: int
     #: Tasks that replicas have.
     running: int
+    #: Tasks that wait for their children and hold no slot.
+    suspended: int
     #: Tasks in the queue that nobody has claimed; None when the broker did not say.
     ready: int | None
     #: Tasks that were given up; None where nobody counts them.
@@ -85,7 +87,8 @@ def status_of(pool: ReplicaPool, autoscaler: Autoscaler, hostname: str, ready: i
         concurrency=autoscaler.limits.concurrency,
         replicas=replicas,
         waiting=len(pool.waiting),
-        running=len(pool.jobs) - len(pool.waiting),
+        running=len(pool.jobs) - len(pool.waiting) - pool.suspended,
+        suspended=pool.suspended,
         ready=ready,
         dead=None if pool.serving.keeper is None else pool.serving.keeper.dead_letters(),
         target=autoscaler.target,

@@ -108,9 +108,12 @@ class AutoscalerStep(bootsteps.StartStopStep):
         if qos is not self._qos:  # a new connection begins with Celery's own count again
             self._qos, self._prefetch = qos, qos.value
         limits = self._autoscaler.limits
-        wanted = max(1, limits.highest * limits.concurrency) + self._lookahead()
+        pool: ReplicaPool = self._worker.pool
+        # With claims the transport itself lets others in for those that wait for their children.
+        suspended = pool.suspended if pool.serving.keeper is None else 0
+        wanted = max(1, limits.highest * limits.concurrency) + self._lookahead() + suspended
         # Small corrections are not worth a command to the consumer.
-        if abs(wanted - self._prefetch) * 8 > self._prefetch:
+        if suspended or abs(wanted - self._prefetch) * 8 > self._prefetch:
             change, self._prefetch = wanted - self._prefetch, wanted
             (qos.increment_eventually if change > 0 else qos.decrement_eventually)(abs(change))
 

@@ -64,8 +64,8 @@ class Waiting:
 
     def _free_for_one(self, replicas: Replicas) -> Replica | None:
         ready = [replica for replica in replicas.in_state(State.READY) if replicas.takes(replica)]
-        empty = next((replica for replica in ready if not replica.jobs), None)
+        empty = next((replica for replica in ready if not replica.running), None)
         if empty is None and self._kept_free not in ready:
-            shared = [replica for replica in ready if not replica.alone]
-            self._kept_free = min(shared, key=lambda replica: len(replica.jobs), default=None)
+            shared = [replica for replica in ready if not (replica.alone and replica.running)]
+            self._kept_free = min(shared, key=lambda replica: replica.running, default=None)
         return empty

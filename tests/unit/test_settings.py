@@ -21,6 +21,7 @@ DEFAULTS = {
     "max_start_failures": 3,
     "lookahead": 0.05,
     "lease": 15.0,
+    "max_suspended": 1000,
     "autoscale_interval": 1.0,
     "idle_ttl": None,
     "scaledown_ttl": None,

@@ -21,6 +21,7 @@ from celery.exceptions import Ignore, Reject, Retry
 from .. import context
 from ..errors import NonRecoverableError, RuntimeUserError
 from ..names import REPLICA_VARIABLE
+from .backend import address
 from .results import EagerEnvironmentResult, EnvironmentResult
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class EnvironmentTask:
         self.before_publish()
         if inherited := context.outgoing_headers():
             options["headers"] = {**inherited, **(options.get("headers") or {})}
+        address(self, options)
         return super().apply_async(args, kwargs, **options)  # type: ignore[misc]
 
     def apply(self, args: Any = None, kwargs: Any = None, **options: Any) -> EagerResult:

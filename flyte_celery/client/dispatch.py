@@ -16,7 +16,7 @@ from ..environment import environments
 from ..registry import check_conflicts
 from . import local
 from .celery_task import make_task
-from .results import Meta, outcome_of
+from .results import Meta, outcome, outcome_of
 from .routing import environment_queue
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class CeleryDispatcher:
     async def outcome(self, task: AnyTask, result: Any) -> Any:
         """Wait for a submitted call on the event loop; cancelling the wait revokes it."""
         try:
-            meta = await asyncio.wrap_future(outcome_of(result))
+            meta = await outcome(result)
         except asyncio.CancelledError:
             revoke = functools.partial(self.app.control.revoke, result.id, terminate=True)
             asyncio.get_running_loop().run_in_executor(None, revoke)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import functools
-import queue
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from typing import Any
@@ -14,7 +13,8 @@ from .. import context, errors
 from ..task import TaskTemplate
 from . import local
 from .dispatch import CeleryDispatcher, value_of
-from .results import outcome_of
+from .readers import LoopWait, ThreadWait
+from .results import outcome_of, reply_channel
 from .run import active_dispatcher
 
 #: Calls in flight when `concurrency` is 0, and results that may wait for an earlier one: memory is bounded by this,
@@ -210,8 +210,8 @@ class _Flight:
 def _submitted(
     dispatcher: CeleryDispatcher, mapped: Mapped, concurrency: int, return_exceptions: bool
 ) -> Iterator[Any]:
-    news: queue.SimpleQueue[Future] = queue.SimpleQueue()
-    flight = _Flight(dispatcher, mapped, concurrency, news.put)
+    news = ThreadWait(reply_channel(dispatcher.app.backend))
+    flight = _Flight(dispatcher, mapped, concurrency, news.land)
     try:
         flight.fill()
         while flight.waiting:
@@ -229,8 +229,8 @@ async def _submitted_async(
     dispatcher: CeleryDispatcher, mapped: Mapped, concurrency: int, return_exceptions: bool
 ) -> AsyncIterator[Any]:
     loop = asyncio.get_running_loop()
-    news: asyncio.Queue[Future] = asyncio.Queue()
-    flight = _Flight(dispatcher, mapped, concurrency, lambda future: _tell(loop, news, future))
+    news = LoopWait(reply_channel(dispatcher.app.backend))
+    flight = _Flight(dispatcher, mapped, concurrency, news.land)
     try:
         flight.fill()
         while flight.waiting:
@@ -242,11 +242,6 @@ async def _submitted_async(
             flight.fill()
     finally:
         await loop.run_in_executor(None, flight.abandon)
-
-
-def _tell(loop: asyncio.AbstractEventLoop, news: asyncio.Queue[Future], future: Future) -> None:
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(news.put_nowait, future)
 
 
 class MapTask:

@@ -8,14 +8,14 @@ to Celery's own backend, subscriptions of its own included.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
 from celery import states
 from celery.backends.redis import RedisBackend, SentinelBackend
 from celery.exceptions import TimeoutError as CeleryTimeoutError
-from celery.result import ResultSet
+from celery.result import GroupResult, ResultSet
 from kombu.utils.encoding import ensure_bytes
 from kombu.utils.uuid import uuid
 
@@ -138,12 +138,12 @@ class _Replies:
         on_interval: Any = None,
         on_message: Any = None,
         **kwargs: Any,
-    ) -> Iterator[tuple[str, Any]]:
+    ) -> Generator[tuple[str, Any], Any, None]:
         """The results of a group as they come; see `ResultSet.iter_native`."""
-        nodes = result.results
-        if on_message is None and nodes and all(isinstance(node, ResultSet) or _is_ours(node) for node in nodes):
-            yield from ((node.id, node.children) for node in nodes if isinstance(node, ResultSet))
-            single = [node for node in nodes if not isinstance(node, ResultSet)]
+        nodes: list[Any] = result.results
+        if on_message is None and nodes and all(isinstance(node, GroupResult) or _is_ours(node) for node in nodes):
+            yield from ((node.id, node.children) for node in nodes if isinstance(node, GroupResult))
+            single = [node for node in nodes if not isinstance(node, GroupResult)]
             yield from ((node.id, node._cache) for node in self._arriving(single, timeout, on_interval))
             return
         self._leave_to_celery(_leaves(result))

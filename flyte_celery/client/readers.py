@@ -83,6 +83,7 @@ class ThreadReaders:
         self._leading_thread = 0
         self._others: dict[ThreadWait, None] = {}
         self._wakeup: tuple[int, int] | None = None
+        self._next_look = time.monotonic() + _INTERVAL
 
     def wait(self, wait: ThreadWait, deadline: float | None) -> None:
         """Return when something has arrived for a wait of this thread, or the time is over."""
@@ -109,19 +110,19 @@ class ThreadReaders:
     def _lead(self, wait: ThreadWait, deadline: float | None) -> None:
         channel = self._channel
         wakeup = self._wakeup or self._make_wakeup()
-        look = time.monotonic() + _INTERVAL
         while True:
             channel.read()
             now = time.monotonic()
+            if now >= self._next_look:  # one for all waits, however short each is
+                self._next_look = now + _INTERVAL
+                channel.look_after_all()
             if wait.arrived or (deadline is not None and now >= deadline):
                 return
-            if now >= look:
-                channel.look_after_all()
-                look = now + _INTERVAL
             files: list[Any] = [wakeup[0]]
             if (subscription := channel.subscription) is not None and subscription.alive:
                 files.append(subscription)
-            wait_readable(files, (look if deadline is None else min(look, deadline)) - now)
+            until = self._next_look if deadline is None else min(self._next_look, deadline)
+            wait_readable(files, until - now)
             with contextlib.suppress(BlockingIOError):
                 os.read(wakeup[0], 1024)
 

@@ -177,10 +177,19 @@ class ReplyChannel:
         """Wait no longer."""
         with self._lock:
             reply.waits = [each for each in reply.waits if each[0]() not in (None, wait)]
-            if not reply.waits and self._watched.pop(reply.key, None) is not None:
-                self._unread.pop(reply.key, None)
-                if self.subscription is not None:
-                    self.subscription.unsubscribe(reply.key)
+            if not reply.waits:
+                self._ignore(reply)
+
+    def _ignore(self, reply: Reply) -> None:
+        if self._watched.pop(reply.key, None) is not None:
+            self._unread.pop(reply.key, None)
+            if self.subscription is not None:
+                self.subscription.unsubscribe(reply.key)
+
+    def open_waits(self) -> int:
+        """How many waits there are, and what is kept for them; 0 when nobody waits."""
+        waits = sum(len(reply.waits) for reply in list(self._replies.values()))
+        return waits + len(self._watched) + len(self._unread) + len(self.threads) + len(self.loops)
 
     # -- The connection ----------------------------------------------------------------------------------------------
 
@@ -197,7 +206,7 @@ class ReplyChannel:
         try:
             self._take(subscription.read())
         except redis.RedisError as exc:
-            logger.warning("The connection for results was lost (%s); what it missed is read from Redis", exc)
+            logger.warning("The connection for results was lost (%s); what it missed is read from Redis", str(exc))
             if self._in_demand():
                 self._care()
 
@@ -217,6 +226,7 @@ class ReplyChannel:
                 return
             reply.payload = payload
             waits, reply.waits = reply.waits, []
+            self._ignore(reply)
         for reference, arrived in waits:
             wait = reference()
             try:
@@ -242,7 +252,7 @@ class ReplyChannel:
         try:
             self._connect()
         except (redis.ConnectionError, redis.TimeoutError, OSError) as exc:
-            logger.warning("Results cannot be heard of: %s", exc)  # they are looked up when somebody waits
+            logger.warning("Results cannot be heard of: %s", str(exc))  # they are looked up when somebody waits
 
     def _connect(self) -> None:
         """Open the connection unless there is one.
@@ -294,7 +304,7 @@ class ReplyChannel:
                 self._look_up()
                 delays = backoff()
             except Exception as exc:  # whatever it is: others wait, and it may pass
-                logger.warning("Results wait for Redis: %s", exc)
+                logger.warning("Results wait for Redis: %s", str(exc))
                 time.sleep(next(delays))
             with self._lock:
                 if (self.connected and not self._unread) or not self._in_demand():

@@ -10,7 +10,7 @@ import concurrent.futures
 import threading
 import weakref
 from collections.abc import Generator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import states
 from celery.result import AsyncResult, EagerResult
@@ -33,6 +33,9 @@ class EnvironmentResult(AsyncResult):
     left_to_celery = False
     _filler: _CacheFiller | None = None
 
+    if TYPE_CHECKING:
+        backend: Any
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if hasattr(self.backend, "replies"):
@@ -40,7 +43,8 @@ class EnvironmentResult(AsyncResult):
 
     def get(self, *args: Any, **kwargs: Any) -> Any:
         """Wait for the result, as Celery's `AsyncResult.get` does, and give it its type."""
-        return self.typed(super().get(*args, **kwargs))
+        value = super().get(*args, **kwargs)
+        return value if self.ignored else self.typed(value)
 
     def then(self, callback: Any, on_error: Any = None, weak: bool = False) -> Any:
         """Call back when the result is read, as Celery's `AsyncResult.then`."""
@@ -77,6 +81,8 @@ class EnvironmentResult(AsyncResult):
         return self._wait().__await__()
 
     async def _wait(self) -> Any:
+        if self.ignored:
+            return None
         meta = await outcome(self)
         if meta["status"] in states.PROPAGATE_STATES:
             raise meta["result"]

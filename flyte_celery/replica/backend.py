@@ -45,14 +45,14 @@ class ReplicaBackend(RepliesBackend):
         meta["task_id"] = bytes_to_str(task_id)
         expires = self.failure_expires if state == states.FAILURE else self.expires
         key = bytes_to_str(self.get_key_for_task(task_id))
-        fence = getattr(request, FENCE_FIELD, None) or UNFENCED
+        member, claim = getattr(request, FENCE_FIELD, None) or UNFENCED
         # After a success nothing follows but a chord's callback; after a failure errbacks do, and Celery calls them
         # when the failure is stored.
         finished = state == states.SUCCESS and not getattr(request, "chord", None)
         reply_to = getattr(request, "reply_to", None) or ""
         if state not in states.READY_STATES or not is_replies_key(reply_to):
             reply_to = ""
-        write = store(key, self.encode(meta), int(expires or 0), reply_to, tuple(fence), finished=finished)
+        write = store(key, self.encode(meta), int(expires or 0), reply_to, (member, claim), finished=finished)
         if bridge.driven():
             stored = bridge.hand_over(_batch_of(self).add(write))
         else:

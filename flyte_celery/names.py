@@ -137,5 +137,13 @@ def dead_key(queue: str) -> str:
 
 
 def replies_key(process: str) -> str:
-    """The channel on which a process hears of the results of its calls."""
-    return f"{PREFIX}replies:{process}"
+    """The channel on which a process hears of the results of its calls; also the `reply_to` of their messages."""
+    return f"{_REPLIES}{process}"
+
+
+def is_replies_key(reply_to: str | None) -> bool:
+    """Whether a message's `reply_to` is such a channel; Celery gives every message one of its own making."""
+    return reply_to is not None and reply_to.startswith(_REPLIES)
+
+
+_REPLIES = f"{PREFIX}replies:"

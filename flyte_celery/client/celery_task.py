@@ -21,6 +21,7 @@ from celery.exceptions import Ignore, Reject, Retry
 from .. import context
 from ..errors import NonRecoverableError, RuntimeUserError
 from ..names import REPLICA_VARIABLE
+from .backend import address
 from .results import EagerEnvironmentResult, EnvironmentResult
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class EnvironmentTask:
         args, kwargs = self.template.dump_call(tuple(args or ()), kwargs or {})
         if inherited := context.outgoing_headers():
             options["headers"] = {**inherited, **(options.get("headers") or {})}
+        address(self, options)
         return args, kwargs, options
 
     def celerys_apply_async(self, args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
@@ -93,6 +95,12 @@ class EnvironmentTask:
         args, kwargs = self.template.dump_call(tuple(args or ()), dict(kwargs or {}))
         options["headers"] = {**context.outgoing_headers(), **(options.get("headers") or {})}
         return EagerEnvironmentResult.of(super().apply(args, kwargs, **options), self.template)  # type: ignore[misc]
+
+    def replace(self, sig: Any) -> Any:
+        """Run a workflow in place of this task, as Celery's `Task.replace`; its result goes to this task's caller."""
+        if (last := _last_task(sig)) is not None:
+            last.options["reply_to"] = self.request.reply_to
+        return super().replace(sig)  # type: ignore[misc]
 
     def AsyncResult(self, task_id: str, **options: Any) -> EnvironmentResult:  # Celery's name
         """The result of a call by its id, with the task's return type."""
@@ -163,6 +171,18 @@ class EnvironmentTask:
             return
         delay = strategy.backoff.compute_delay(done).total_seconds() if strategy.backoff else 0.0
         raise self.retry(exc=exc, countdown=delay, max_retries=strategy.count)
+
+
+def _last_task(sig: Any) -> Any:
+    """The task of a workflow whose result is the workflow's; None where it has several."""
+    match sig.subtask_type:
+        case "chain":
+            return _last_task(sig.tasks[-1])
+        case "chord":
+            return _last_task(sig.body)
+        case "group":
+            return None
+    return sig
 
 
 async def _with_request(task: Any, request: Any, body: Any) -> Any:

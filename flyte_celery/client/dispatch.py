@@ -11,7 +11,7 @@ from celery import states
 from celery.exceptions import TaskRevokedError, TimeLimitExceeded, WorkerLostError
 from celery.utils.serialization import UnpickleableExceptionWrapper
 
-from .. import context, embedded, errors, suspension
+from .. import context, embedded, errors
 from ..environment import environments
 from ..queues import environment_queue
 from ..registry import check_conflicts
@@ -19,7 +19,7 @@ from . import local
 from .batch import Batch, Turn
 from .celery_task import make_task
 from .publish import Publisher
-from .results import Meta, outcome_of
+from .results import Meta, outcome, wait_for
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -112,10 +112,8 @@ class CeleryDispatcher:
         if _is_local():
             return local.call(task, args, kwargs)
         result = self.apply_async(task, args, kwargs, {})
-        future = outcome_of(result)
         try:
-            with suspension.waiting(future.cancel):
-                meta = future.result()
+            meta = wait_for(result)
         except BaseException:  # the task was cancelled while it waited
             self.app.control.revoke(result.id, terminate=True)
             raise
@@ -129,8 +127,7 @@ class CeleryDispatcher:
         call, published = self.add_to(Turn.current(self.publisher), task, args, kwargs, {})
         try:
             await asyncio.shield(published)
-            async with suspension.awaiting():
-                meta = await asyncio.wrap_future(outcome_of(call))
+            meta = await outcome(call)
         except asyncio.CancelledError:
             revoke = functools.partial(self.app.control.revoke, call.id, terminate=True)
             asyncio.get_running_loop().run_in_executor(None, revoke)

@@ -1,8 +1,8 @@
 """`flyte.init`: a Celery app with environments, or environments for the Celery app that you have.
 
 Only documented hooks of Celery are used: task classes, bootsteps (as strings, so that a web process loads no worker
-code), a router in `task_routes`, the `worker_init` signal and user options of `celery worker`. Plain tasks, queues
-and workers of the same app are left as they are.
+code), result backend classes, a router in `task_routes`, the `worker_init` signal and user options of `celery worker`.
+Plain tasks, queues and workers of the same app are left as they are.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ..context import current_run
 from ..errors import InitializationError
 from ..settings import Settings, redacted
 from ..task import Dispatcher, set_dispatcher
+from . import backend as replies_backend
 from . import local
 from .dispatch import CeleryDispatcher
 from .routing import route_environments
@@ -98,6 +99,7 @@ def install(app: Celery, embedded_home: Path | None = None) -> Celery:
 
 
 def _hook_in(app: Any, dispatcher: CeleryDispatcher) -> None:
+    replies_backend.install(app.loader)
     app.steps["worker"].add("flyte_celery.worker.steps:AutoscalerStep")
     app.steps["consumer"].add("flyte_celery.worker.steps:ReconnectionStep")
     _add_worker_options(app)

@@ -6,7 +6,6 @@ import asyncio
 import concurrent.futures
 import contextlib
 import functools
-import queue
 import threading
 import time
 from collections import deque
@@ -21,7 +20,8 @@ from ..task import TaskTemplate
 from . import local
 from .batch import Batch
 from .dispatch import CeleryDispatcher, value_of
-from .results import outcome_of
+from .readers import LoopWait, ThreadWait
+from .results import outcome_of, reply_channel
 from .run import active_dispatcher
 
 #: Calls in flight when `concurrency` is 0, and results that may wait for an earlier one: memory is bounded by this,
@@ -294,12 +294,12 @@ def _submitted(
     dispatcher: CeleryDispatcher, mapped: Mapped, concurrency: int, return_exceptions: bool
 ) -> Iterator[Any]:
     check_conflicts()
-    news: queue.SimpleQueue[Future | None] = queue.SimpleQueue()
-    flight = _Flight(dispatcher, mapped, concurrency, news.put)
+    news = ThreadWait(reply_channel(dispatcher.app.backend))
+    flight = _Flight(dispatcher, mapped, concurrency, news.land)
 
     def fill() -> None:
-        while not news.empty():
-            news.get()
+        while news.arrived:
+            news.arrived.popleft()
             flight.landed()
         while not flight.yields_first and flight.take():
             flight.send()
@@ -308,7 +308,7 @@ def _submitted(
         fill()
         while flight.waiting:
             while not flight.waiting[0][1].done():
-                with suspension.waiting(lambda: news.put(None)):
+                with suspension.waiting(lambda: news.land(None)):
                     news.get()
                 flight.landed()
                 fill()
@@ -323,12 +323,12 @@ async def _submitted_async(
 ) -> AsyncIterator[Any]:
     check_conflicts()
     loop = asyncio.get_running_loop()
-    news: asyncio.Queue[Future] = asyncio.Queue()
-    flight = _Flight(dispatcher, mapped, concurrency, lambda future: _tell(loop, news, future))
+    news = LoopWait(reply_channel(dispatcher.app.backend))
+    flight = _Flight(dispatcher, mapped, concurrency, news.land)
 
     async def fill() -> None:
-        while not news.empty():
-            news.get_nowait()
+        while news.arrived:
+            news.arrived.popleft()
             flight.landed()
         while not flight.yields_first and flight.take():
             await loop.run_in_executor(dispatcher.publisher.executor, flight.send)
@@ -345,11 +345,6 @@ async def _submitted_async(
             await fill()
     finally:
         await loop.run_in_executor(None, flight.abandon)
-
-
-def _tell(loop: asyncio.AbstractEventLoop, news: asyncio.Queue[Future], future: Future) -> None:
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(news.put_nowait, future)
 
 
 class MapTask:

@@ -202,11 +202,20 @@ class Call(NamedTuple):
         """Where its result will be."""
         return self.task.backend
 
+    @property
+    def ignored(self) -> bool:
+        """Whether its result is not stored."""
+        return bool(self.message.ignore_result)
+
+    @property
+    def reply(self) -> Any:
+        """What the reply channel knows of its result; None where the backend has no such channel."""
+        return self.backend.reply(self.id) if hasattr(self.backend, "replies") else None
+
     def result(self) -> Any:
         """Celery's result of the call. Inside a task its parent keeps it, too."""
         result = self.task.AsyncResult(self.message.id)
         result.ignored = self.message.ignore_result
-        result.prepared = False
         if self.has_parent:
             self.caller.parent.add_trail(result)
         return result

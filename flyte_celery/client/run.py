@@ -18,7 +18,7 @@ from ..dispatcher import not_initialized
 from ..task import TaskTemplate, current_dispatcher
 from . import local
 from .dispatch import CeleryDispatcher, failure, value_of
-from .results import Meta, outcome_of
+from .results import Meta, outcome, outcome_of
 
 logger = logging.getLogger("flyte_celery")
 
@@ -165,7 +165,7 @@ class Run:
         return self._value().__await__()
 
     async def _value(self) -> Any:
-        return value_of(self._task, await asyncio.wrap_future(self._future))
+        return value_of(self._task, await outcome(self.result))
 
     def __repr__(self) -> str:
         return f"<Run {self._task.name} {self.id}>"

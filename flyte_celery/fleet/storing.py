@@ -22,11 +22,11 @@ def store(
         key: Where Celery looks for the result.
         payload: The result in Celery's own form.
         expires: Seconds to keep it, 0 for ever.
-        reply_to: The process that made the call, "" when the message does not tell.
+        reply_to: The reply channel of the process that made the call, "" for none.
         fence: Member of the worker among the leases and id of the claim, see `Claims.fence`.
         finished: Whether nothing is left to do for the task, so that its claim goes in the same step.
     """
     member, claim = fence
     queue, _, worker = member.partition("/")
     keys = [key, names.workers_key(), names.claims_key(queue, worker), names.started_key(queue, worker)]
-    return keys, [payload, expires, names.replies_key(reply_to) if reply_to else "", member, claim, int(finished)]
+    return keys, [payload, expires, reply_to, member, claim, int(finished)]

@@ -14,28 +14,28 @@ from typing import Any
 import redis
 import redis.asyncio
 from celery import states
-from celery.backends.redis import RedisBackend
 from celery.utils.log import get_logger
 from kombu.utils.encoding import bytes_to_str
 from redis.exceptions import NoScriptError
 
-from ..client.results import async_client
+from ..client.backend import RepliesBackend
 from ..fleet.patience import backoff, passes
 from ..fleet.scripts import script
 from ..fleet.storing import UNFENCED, Store, store
+from ..names import is_replies_key
 from . import bridge
 from .wire import FENCE_FIELD
 
 logger = get_logger("flyte_celery.replica")
 
-#: Backends of Celery that this one replaces, by the scheme of `result_backend`.
+#: Backends that this one replaces, by the scheme of `result_backend`. Behind Sentinel the client's own stores results.
 REPLACES = ("redis", "rediss", "redis+socket")
 
 #: Most results in one write.
 MOST_AT_ONCE = 200
 
 
-class ReplicaBackend(RedisBackend):
+class ReplicaBackend(RepliesBackend):
     """Stores results of tasks on the event loop in batches, and those of sync tasks in one command."""
 
     def _store_result(
@@ -45,12 +45,14 @@ class ReplicaBackend(RedisBackend):
         meta["task_id"] = bytes_to_str(task_id)
         expires = self.failure_expires if state == states.FAILURE else self.expires
         key = bytes_to_str(self.get_key_for_task(task_id))
-        fence = getattr(request, FENCE_FIELD, None) or UNFENCED
+        member, claim = getattr(request, FENCE_FIELD, None) or UNFENCED
         # After a success nothing follows but a chord's callback; after a failure errbacks do, and Celery calls them
         # when the failure is stored.
         finished = state == states.SUCCESS and not getattr(request, "chord", None)
         reply_to = getattr(request, "reply_to", None) or ""
-        write = store(key, self.encode(meta), int(expires or 0), reply_to, tuple(fence), finished=finished)
+        if state not in states.READY_STATES or not is_replies_key(reply_to):
+            reply_to = ""
+        write = store(key, self.encode(meta), int(expires or 0), reply_to, (member, claim), finished=finished)
         if bridge.driven():
             stored = bridge.hand_over(_batch_of(self).add(write))
         else:
@@ -139,8 +141,23 @@ def _batch_of(backend: ReplicaBackend) -> ResultBatch:
     loop = asyncio.get_running_loop()
     batch = _batches.get(loop)
     if batch is None:
-        batch = _batches[loop] = ResultBatch(async_client(backend.connparams))
+        batch = _batches[loop] = ResultBatch(_async_client(backend.connparams))
     return batch
+
+
+def _async_client(connparams: dict[str, Any]) -> redis.asyncio.Redis:
+    """An asyncio client with the connection parameters of Celery's backend."""
+    params = {name: value for name, value in connparams.items() if name not in ("max_connections", "connection_class")}
+    params.pop("retry_on_timeout", None)
+    params.pop("socket_timeout", None)
+    kind = connparams.get("connection_class")
+    if kind is None:
+        connection: type[Any] = redis.asyncio.Connection
+    elif issubclass(kind, redis.UnixDomainSocketConnection):
+        connection = redis.asyncio.UnixDomainSocketConnection
+    else:
+        connection = redis.asyncio.SSLConnection
+    return redis.asyncio.Redis(connection_pool=redis.asyncio.ConnectionPool(connection_class=connection, **params))
 
 
 def install(app: Any) -> None:

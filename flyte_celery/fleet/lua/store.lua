@@ -1,7 +1,7 @@
 -- Store a result and tell who waits for it, unless the worker no longer owns the task: then somebody else runs it.
 --
 -- KEYS  1 result   2 workers   3 claims   4 started
--- ARGV  1 the result in Celery's own form   2 seconds to keep it, 0 for ever   3 channel of the caller's process, or ""
+-- ARGV  1 the result in Celery's own form   2 seconds to keep it, 0 for ever   3 reply channel of the caller, or ""
 --       4 worker, or "" for results without a fence   5 id of the claim, or "" where only the lease counts
 --       6 "1" when with this result the task is finished: its claim goes in the same step
 --
@@ -28,6 +28,6 @@ if ARGV[6] == '1' and ARGV[5] ~= '' then
 end
 redis.call('PUBLISH', KEYS[1], ARGV[1])  -- for Celery's own waiters, which subscribe to each result
 if ARGV[3] ~= '' then
-    redis.call('PUBLISH', ARGV[3], ARGV[1])
+    redis.call('PUBLISH', ARGV[3], #KEYS[1] .. ':' .. KEYS[1] .. ARGV[1])
 end
 return 1

@@ -1,0 +1,248 @@
+"""Celery's Redis result backends with a reply channel: see `replies` for how results come to it.
+
+The format and the place of results are Celery's own. Here is what Celery asks of a backend for the results of
+environment tasks: publish failures that Celery itself stores, and wait. Everything else, and every plain task, is left
+to Celery's own backend, subscriptions of its own included.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterable, Iterator
+from functools import cached_property
+from typing import Any
+
+from celery import states
+from celery.backends.redis import RedisBackend, SentinelBackend
+from celery.exceptions import TimeoutError as CeleryTimeoutError
+from celery.result import GroupResult, ResultSet
+from kombu.utils.encoding import ensure_bytes
+from kombu.utils.uuid import uuid
+
+from .. import suspension
+from ..names import is_replies_key
+from .readers import ThreadWait, left
+from .replies import Reply, ReplyChannel, announcement, channel_of
+
+#: Seconds between two calls of a waiter's `on_interval`.
+_INTERVAL = 1.0
+
+
+class _Replies:
+    """Mixed into Celery's backends for Redis."""
+
+    app: Any
+    client: Any
+    get_key_for_task: Any
+    decode_result: Any
+
+    @cached_property
+    def replies(self) -> ReplyChannel:
+        """The reply channel of this backend's app in this process."""
+        return channel_of(self.app, self.client)
+
+    # -- Storing -----------------------------------------------------------------------------------------------------
+
+    def _store_result(
+        self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
+    ) -> Any:
+        backend: Any = super()
+        stored = backend._store_result(task_id, result, state, traceback, request=request, **kwargs)
+        reply_to = getattr(request, "reply_to", None)
+        if state in states.READY_STATES and is_replies_key(reply_to):
+            key = ensure_bytes(self.get_key_for_task(task_id))
+            # What is there now: Celery does not overwrite a success.
+            if (payload := backend.get(key)) is not None:
+                backend.ensure(self.client.publish, (reply_to, announcement(key, ensure_bytes(payload))))
+        return stored
+
+    # -- Calling -----------------------------------------------------------------------------------------------------
+
+    def reply(self, task_id: str) -> Reply:
+        """What this process knows of a result."""
+        return self.replies.reply(ensure_bytes(self.get_key_for_task(task_id)))
+
+    def expect(self, task_id: str, *, here: bool) -> str:
+        """A task is about to be called.
+
+        Args:
+            task_id: Its id.
+            here: Whether its result is to come to this process's reply channel.
+
+        Returns:
+            The channel's name, which belongs into the message as `reply_to`.
+
+        Raises:
+            redis.ResponseError: The server refuses the subscription.
+        """
+        self.replies.expect(ensure_bytes(self.get_key_for_task(task_id)), here=here)
+        return self.replies.name
+
+    def on_task_call(self, producer: Any, task_id: str) -> Any:
+        """Celery publishes a call: it would subscribe to the result."""
+        if not self.replies.knows(ensure_bytes(self.get_key_for_task(task_id))):
+            super().on_task_call(producer, task_id)  # type: ignore[misc]
+
+    # -- Waiting -----------------------------------------------------------------------------------------------------
+
+    def get_task_meta(self, task_id: str, cache: bool = True) -> Any:
+        """What is known of a task now."""
+        payload = self.replies.find(ensure_bytes(self.get_key_for_task(task_id))) if cache else None
+        if payload is not None:
+            return self.decode_result(payload)
+        return super().get_task_meta(task_id, cache)  # type: ignore[misc]
+
+    def add_pending_result(self, result: Any, weak: bool = False, start_drainer: bool = True) -> Any:
+        """A wait may begin: Celery would subscribe to the result."""
+        if not _is_ours(result):
+            super().add_pending_result(result, weak, start_drainer)  # type: ignore[misc]
+        return result
+
+    def remove_pending_result(self, result: Any) -> Any:
+        """A result object is done with."""
+        if not _is_ours(result):
+            super().remove_pending_result(result)  # type: ignore[misc]
+        return result
+
+    def wait_for_pending(
+        self,
+        result: Any,
+        callback: Any = None,
+        propagate: bool = True,
+        timeout: float | None = None,
+        on_interval: Any = None,
+        on_message: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Wait for a result; raises as `AsyncResult.get`."""
+        if on_message is not None and _is_ours(result):  # it wants to hear of states before the last, too
+            self._leave_to_celery([result])
+        if not _is_ours(result):
+            return super().wait_for_pending(  # type: ignore[misc]
+                result,
+                callback=callback,
+                propagate=propagate,
+                timeout=timeout,
+                on_interval=on_interval,
+                on_message=on_message,
+                **kwargs,
+            )
+        wait = ThreadWait(self.replies)
+        with suspension.waiting(lambda: wait.land(None)):
+            for _ in self._arriving([result], timeout, on_interval, wait):
+                pass
+        return result.maybe_throw(callback=callback, propagate=propagate)
+
+    def iter_native(
+        self,
+        result: Any,
+        no_ack: bool = True,
+        timeout: float | None = None,
+        on_interval: Any = None,
+        on_message: Any = None,
+        **kwargs: Any,
+    ) -> Generator[tuple[str, Any], Any, None]:
+        """The results of a group as they come; see `ResultSet.iter_native`."""
+        nodes: list[Any] = result.results
+        if on_message is None and nodes and all(isinstance(node, GroupResult) or _is_ours(node) for node in nodes):
+            yield from ((node.id, node.children) for node in nodes if isinstance(node, GroupResult))
+            single = [node for node in nodes if not isinstance(node, GroupResult)]
+            yield from ((node.id, node._cache) for node in self._arriving(single, timeout, on_interval))
+            return
+        self._leave_to_celery(_leaves(result))
+        yield from super().iter_native(  # type: ignore[misc]
+            result, no_ack=no_ack, timeout=timeout, on_interval=on_interval, on_message=on_message, **kwargs
+        )
+
+    def _leave_to_celery(self, results: Iterable[Any]) -> None:
+        for each in results:
+            if _is_ours(each):
+                each.left_to_celery = True
+                self.add_pending_result(each)
+
+    def _arriving(
+        self, results: list[Any], timeout: float | None, on_interval: Any, wait: ThreadWait | None = None
+    ) -> Iterator[Any]:
+        """Our results as they come, each with its meta in its cache; the wait may be ended early by landing None."""
+        wait = wait or ThreadWait(self.replies)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        missing = {id(each): each for each in results}
+        try:
+            for each in results:
+                self.replies.attach(each.reply, wait, each)
+            self.replies.look_after([each.reply for each in results])
+            while missing:
+                remaining = left(deadline)
+                try:
+                    each = wait.get(_INTERVAL if remaining is None else min(remaining, _INTERVAL))
+                except TimeoutError:
+                    if deadline is not None and time.monotonic() >= deadline:
+                        raise _late(list(missing.values()), timeout) from None
+                    if on_interval is not None:
+                        on_interval()
+                    continue
+                if each is None:
+                    return
+                del missing[id(each)]
+                each.fill_cache()
+                yield each
+        finally:
+            for each in missing.values():
+                self.replies.detach(each.reply, wait)
+
+
+def _is_ours(result: Any) -> bool:
+    """Whether it is an environment task's result that the reply channel waits for."""
+    return getattr(result, "reply", None) is not None and not result.left_to_celery
+
+
+def _leaves(result: Any) -> Iterator[Any]:
+    for node in result.results:
+        if isinstance(node, ResultSet):
+            yield from _leaves(node)
+        else:
+            yield node
+
+
+def _late(results: list[Any], timeout: float | None) -> CeleryTimeoutError:
+    what = f"of {results[0].id}" if len(results) == 1 else f"of {len(results)} tasks, {results[0].id} among them,"
+    return CeleryTimeoutError(
+        f"No result {what} within {timeout:g} s: it waits or runs still, the id is unknown, or the result has expired "
+        "(result_expires)."
+    )
+
+
+class RepliesBackend(_Replies, RedisBackend):
+    """Results on a Redis server."""
+
+
+class SentinelRepliesBackend(_Replies, SentinelBackend):
+    """Results on a Redis server that is found by Sentinels."""
+
+
+_REPLACED = {
+    **dict.fromkeys(("redis", "rediss", "redis+socket"), f"{__name__}:{RepliesBackend.__name__}"),
+    "sentinel": f"{__name__}:{SentinelRepliesBackend.__name__}",
+}
+
+
+def install(loader: Any) -> None:
+    """Put these in place of Celery's own for the app of a loader; a backend that the app has replaced itself stays."""
+    loader.override_backends = {**_REPLACED, **loader.override_backends}
+
+
+def address(task: Any, options: dict[str, Any]) -> None:
+    """Have the result of a call come to this process: sets `task_id` and `reply_to` in the options of `apply_async`.
+
+    A `reply_to` of somebody else stays: the call belongs to a workflow that was started elsewhere, or is retried.
+    """
+    app, backend = task.app, task.backend
+    ignored = options.get("ignore_result", task.ignore_result)
+    if ignored or app.conf.task_always_eager or not isinstance(backend, _Replies):
+        return
+    task_id = options["task_id"] = options.get("task_id") or uuid()
+    given = options.get("reply_to")
+    here = not given or given == app.thread_oid  # what Celery gives to every signature
+    name = backend.expect(task_id, here=here)
+    if here:
+        options["reply_to"] = name

@@ -145,7 +145,7 @@ class _Replies:
         """The results of a group as they come; see `ResultSet.iter_native`."""
         nodes: list[Any] = result.results
         if on_message is None and nodes and all(isinstance(node, GroupResult) or _is_ours(node) for node in nodes):
-            yield from ((node.id, node.children) for node in nodes if isinstance(node, GroupResult))
+            yield from ((str(node.id), node.children) for node in nodes if isinstance(node, GroupResult))
             single = [node for node in nodes if not isinstance(node, GroupResult)]
             yield from ((node.id, node._cache) for node in self._arriving(single, timeout, on_interval))
             return

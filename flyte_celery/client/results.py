@@ -81,6 +81,8 @@ class EnvironmentResult(AsyncResult):
         if self._filler is None:
             self._filler = _CacheFiller(self)
             self.backend.replies.attach(self.reply, self._filler, None)
+            if self._cache is None:  # it may be here already, stored by one who knows no reply channel
+                self._maybe_set_cache(self.backend.get_task_meta(self.id, cache=False))
         return self.on_ready.then(callback, on_error)
 
     def forget(self) -> None:
@@ -272,9 +274,8 @@ def reply_channel(backend: Any) -> ReplyChannel | None:
 
 def _ask_celery(pending: Any) -> concurrent.futures.Future[Meta]:
     future: concurrent.futures.Future[Meta] = concurrent.futures.Future()
-    if (
-        pending.backend.as_uri() == "rpc://"
-    ):  # replies go to the queue of the thread that called, and a wait would never end
+    # Its replies go to the queue of the thread that called, and a wait elsewhere would never end.
+    if pending.backend.as_uri() == "rpc://":
         future.set_exception(
             RuntimeSystemError(
                 "ResultBackendUnsupported",

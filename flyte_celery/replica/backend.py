@@ -31,6 +31,9 @@ logger = get_logger("flyte_celery.replica")
 #: Backends that this one replaces, by the scheme of `result_backend`. Behind Sentinel the client's own stores results.
 REPLACES = ("redis", "rediss", "redis+socket")
 
+#: Seconds after which a write is tried again: the connection may be dead without having said so.
+WRITE_TIMEOUT = 10.0
+
 #: Most results in one write.
 MOST_AT_ONCE = 200
 
@@ -149,7 +152,7 @@ def _async_client(connparams: dict[str, Any]) -> redis.asyncio.Redis:
     """An asyncio client with the connection parameters of Celery's backend."""
     params = {name: value for name, value in connparams.items() if name not in ("max_connections", "connection_class")}
     params.pop("retry_on_timeout", None)
-    params.pop("socket_timeout", None)
+    params["socket_timeout"] = WRITE_TIMEOUT
     kind = connparams.get("connection_class")
     if kind is None:
         connection: type[Any] = redis.asyncio.Connection

@@ -17,9 +17,11 @@ class Suspender(Protocol):
 
     def blocking(self, run: RunContext, interrupt: Callable[[], object]) -> contextlib.AbstractContextManager[None]:
         """Around a wait of a sync task's thread, which `interrupt` ends early."""
+        ...
 
     def awaiting(self, run: RunContext) -> contextlib.AbstractAsyncContextManager[None]:
         """Around a wait of a coroutine."""
+        ...
 
 
 _suspender: Suspender | None = None

@@ -13,7 +13,6 @@ from celery.utils.log import get_logger
 from ..fleet.claims import Claim, Claims, LeaseLostError
 from ..fleet.dead import DeadLetters, dead_letter
 from ..fleet.reaper import reap
-from ..fleet.storing import UNFENCED
 from ..names import worker_member
 
 logger = get_logger("flyte_celery.worker")
@@ -160,10 +159,6 @@ class Keeper:
         except redis.RedisError as exc:
             logger.warning("The claim of a lost task cannot be looked up: %s", exc)
             return True
-
-    def fence(self, number: int | None) -> tuple[str, str]:
-        """What the results of a claim are stored under."""
-        return UNFENCED if number is None else self.claims.fence(number)
 
     def hand_back(self, numbers: Iterable[int], interrupted: bool = False) -> None:
         """Put claims back at the head of the queue.

@@ -134,7 +134,7 @@ class ReplicaPool(BasePool):
             number=number,
             task_name=args[0],
             task_id=correlation_id,
-            frame=frame(number, args, self._fence(claim)),
+            frame=frame(number, args, self._fence(claim, args[0])),
             on_accepted=guarded(accept_callback),
             on_done=guarded(callback),
             on_error=guarded(error_callback, lambda: self._unrecorded(claim)),
@@ -182,9 +182,13 @@ class ReplicaPool(BasePool):
                 return False
         return True
 
-    def _fence(self, claim: int | None) -> tuple[str, str]:
+    def _fence(self, claim: int | None, task_name: str) -> tuple[str, str]:
         keeper = self.serving.keeper
-        return keeper.fence(claim) if keeper is not None and self.serving.fenced else UNFENCED
+        if keeper is None or claim is None or not self.serving.fenced:
+            return UNFENCED
+        member, number = keeper.claims.fence(claim)
+        # Celery's own tasks (`celery.starmap`) and others that are routed here are acknowledged when they begin.
+        return member, number if task_name in self.serving.environment.tasks else ""
 
     def _expect_everything_again(self) -> None:
         """There is a new connection, if not the first: what waits comes again with it, and so does what runs."""

@@ -132,7 +132,7 @@ class Claiming(kombu_redis.Channel):
         if self._asked is not self.keeper.claims:  # the lease was lost meanwhile, and with it what this reply tells of
             raise Empty
         try:
-            taken = self._asked.claimed(reply)
+            taken = self.keeper.claims.claimed(reply)
         except LeaseLostError:
             self.keeper.lease_lost()
             raise Empty from None

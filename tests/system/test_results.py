@@ -36,8 +36,8 @@ SOURCE = """
     import flyte_celery as flyte
 
     app = flyte.init()
-    aio = flyte.TaskEnvironment("aio", reusable=flyte.ReusePolicy(replicas=2, concurrency=500, idle_ttl=3600))
-    snc = flyte.TaskEnvironment("snc", reusable=flyte.ReusePolicy(replicas=2, idle_ttl=3600))
+    aio = flyte.TaskEnvironment("answers", reusable=flyte.ReusePolicy(replicas=2, concurrency=500, idle_ttl=3600))
+    snc = flyte.TaskEnvironment("sync-answers", reusable=flyte.ReusePolicy(replicas=2, idle_ttl=3600))
     unserved = flyte.TaskEnvironment("unserved", reusable=flyte.ReusePolicy(replicas=1, idle_ttl=3600))
 
 
@@ -118,7 +118,7 @@ def shared(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Ite
     project = Project(tmp_path_factory.mktemp("results"), server.url())
     project.write(SOURCE)
     try:
-        for environment in ("aio", "snc"):
+        for environment in ("answers", "sync-answers"):
             project.start(environment, ready=False)
         project.start("--concurrency", "1", command="worker", ready=False)
         for worker in project.workers:
@@ -678,10 +678,10 @@ def test_redis_restarts_during_a_wait(own_redis_server: RedisServer, tmp_path: P
         print(first, proj.add.delay(1, 1).get(timeout=30))
         """
     try:
-        project.start("aio")
+        project.start("answers")
         with ThreadPoolExecutor(1) as executor:
             output = executor.submit(run_python, project.folder, program, project.variables)
-            project.wait(lambda: project.status("aio")["running"])
+            project.wait(lambda: project.status("answers")["running"])
             with redis.Redis.from_url(own_redis_server.url()) as client:
                 client.save()  # the server reads it when it starts again
             own_redis_server.stop()

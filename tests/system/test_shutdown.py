@@ -92,6 +92,20 @@ def test_it_ends_within_grace_and_two_seconds_and_what_runs_then_goes_back(proje
     assert project.depth("snc") == 2
 
 
+def test_the_lease_is_renewed_until_the_last_task_has_ended(project: Project) -> None:
+    """Another worker looks for the dead meanwhile, and must not find this one."""
+    lease = {"FLYTE_CELERY_LEASE": "1"}
+    other = project.start("aio", env=lease)
+    worker = project.start("snc", env=lease)
+    result = project.send("snc.sleep", 4.0, 7)
+    project.wait(lambda: project.status("snc")["running"] == 1)
+    worker.terminate()
+    worker.wait()
+    assert result.get(timeout=PATIENCE) == 7
+    assert project.depth("snc") == 0
+    assert "is dead" not in other.log()
+
+
 def test_an_environment_says_its_own_grace(project: Project) -> None:
     worker = project.start("aio")
     project.send("aio.nap", 60, 1)

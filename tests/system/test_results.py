@@ -38,7 +38,7 @@ SOURCE = """
     app = flyte.init()
     aio = flyte.TaskEnvironment("answers", reusable=flyte.ReusePolicy(replicas=2, concurrency=500, idle_ttl=3600))
     snc = flyte.TaskEnvironment("sync-answers", reusable=flyte.ReusePolicy(replicas=2, idle_ttl=3600))
-    left-alone = flyte.TaskEnvironment("left-alone", reusable=flyte.ReusePolicy(replicas=1, idle_ttl=3600))
+    abandoned = flyte.TaskEnvironment("abandoned", reusable=flyte.ReusePolicy(replicas=1, idle_ttl=3600))
 
 
     @aio.task
@@ -92,7 +92,7 @@ SOURCE = """
         time.sleep(60)
 
 
-    @left-alone.task
+    @abandoned.task
     async def nobody(x: int) -> int:
         return x
 

@@ -8,23 +8,23 @@ free slot, so that surplus replicas fall idle and can go.
 from __future__ import annotations
 
 import itertools
-import pickle
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
-from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
+from billiard.einfo import ExceptionInfo
 from celery.concurrency.base import BasePool
 from celery.exceptions import Ignore, Reject
 from celery.utils.log import get_logger
 
 from ..autoscaler.decide import Observed, ReplicaState, ReplicaView
-from ..errors import RuntimeSystemError, RuntimeUserError
+from ..errors import RuntimeSystemError
 from ..fleet.storing import UNFENCED
-from ..replica import wire
 from ..supervisor.lifecycle import Drain, Load, Revive, Starts, State, StopReason, Tick
 from .job import Job, frame, guarded
+from .limits import TimeLimits
 from .losses import after_loss, after_uncounted_loss, given_up, last_chance, most_attempts, returned_too_often
+from .outcome import report
 from .redelivery import MOST_RETURNS, Attempts, Redelivery, returns
 from .replicas import Replica, Replicas
 from .serving import Serving
@@ -33,9 +33,6 @@ from .waiting import Waiting
 from .wakeup import SignalWakeup
 
 logger = get_logger("flyte_celery.worker")
-
-#: Seconds that a cancelled coroutine has to end before its replica is killed for it.
-CANCEL_PATIENCE = 10.0
 
 #: Seconds between two looks for workers whose lease is over; their tasks are back within the lease and two seconds.
 REAP_INTERVAL = 1.0
@@ -67,6 +64,7 @@ class ReplicaPool(BasePool):
         settings = self.serving.settings
         self.starts = Starts(settings.max_start_failures, settings.start_backoff, settings.start_backoff_cap)
         self.replicas = Replicas(self.serving, self.starts, self)
+        self._limits = TimeLimits(self.replicas)
         #: Called when demand may have changed; the autoscaler sets it.
         self.on_change: Callable[[], None] = lambda: None
         self._async_names = {task.name for task in self.serving.environment.tasks.values() if task.is_async}
@@ -142,7 +140,7 @@ class ReplicaPool(BasePool):
             soft_limit=soft_timeout,
             hard_limit=timeout,
             on_loop=args[0] in self._async_names,
-            terminator=self._terminate,
+            terminator=self._limits.terminate,
             arrived_at=time.monotonic(),
             claim=claim,
             retries=args[2].get("retries") or 0,
@@ -271,13 +269,7 @@ class ReplicaPool(BasePool):
         if job.claim is not None and self.serving.keeper is not None:
             self.serving.keeper.begun(job.claim)
         job.on_accepted(replica.pid, at)
-        hub = self.replicas.hub
-        if hub is None:
-            return
-        if job.soft_limit:
-            job.timers.append(hub.call_later(job.soft_limit, self._over_soft_limit, job))
-        if job.hard_limit:
-            job.timers.append(hub.call_later(job.hard_limit, self._over_hard_limit, job))
+        self._limits.begin(job)
 
     def done(self, replica: Replica, number: int, outcome: tuple[Any, ...]) -> None:
         """A replica has ended a task and stored its result."""
@@ -289,21 +281,8 @@ class ReplicaPool(BasePool):
                 self._learn(time.monotonic() - job.accepted_at)
             self._attempts.ended(job)
             self._redelivery.ended(job, outcome)
-            self._report(job, outcome)
+            report(job, outcome, ending=self.stopping.ending)
         self.dispatch()
-
-    def _report(self, job: Job, outcome: tuple[Any, ...]) -> None:
-        match outcome:
-            case _ if job.terminated:
-                pass  # Celery's request has recorded how it ended
-            case (wire.OK, failed, value, runtime):
-                job.on_done((failed, _load(value) if failed else value, runtime))
-            case _ if self.stopping.ending:
-                pass  # it was cancelled, and goes back to the queue
-            case (wire.RAISED, info):
-                job.on_error(_load(info))
-            case _:
-                job.fail(RuntimeSystemError("Cancelled", f"The task {job.task_name} was cancelled from inside."))
 
     def _learn(self, seconds: float) -> None:
         mean = self.mean_duration
@@ -390,34 +369,6 @@ class ReplicaPool(BasePool):
             job.terminated = True
             job.fail(Reject("the worker is stopping", requeue=True))
 
-    def _over_soft_limit(self, job: Job) -> None:
-        if (replica := self._owner(job)) is not None and job.soft_limit:
-            job.on_timeout(True, job.soft_limit)
-            replica.line.send((wire.CANCEL, job.number, job.soft_limit))
-            self.replicas.flush(replica)
-
-    def _over_hard_limit(self, job: Job) -> None:
-        if self._owner(job) is not None and job.hard_limit:
-            job.on_timeout(False, job.hard_limit)
-            self._terminate(job)
-
-    def _terminate(self, job: Job) -> None:
-        replica = self._owner(job)
-        if replica is None or job.terminated:
-            return
-        job.terminated = True
-        if not job.on_loop and job.number not in replica.suspended:
-            self.replicas.kill(replica, StopReason.TERMINATED)
-            return
-        replica.line.send((wire.CANCEL, job.number, None))
-        self.replicas.flush(replica)
-        hub = self.replicas.hub
-        if hub is not None:
-            job.timers.append(hub.call_later(CANCEL_PATIENCE, self.replicas.kill, replica, StopReason.TERMINATED))
-
-    def _owner(self, job: Job) -> Replica | None:
-        return None if job.replica is None else self.replicas.get(job.replica)
-
     # -- The autoscaler's side ---------------------------------------------------------------------------------------
 
     def tick(self) -> None:
@@ -494,23 +445,3 @@ class ReplicaPool(BasePool):
         for number in numbers:
             if (replica := self.replicas.get(number)) is not None:
                 self.replicas.step(replica, Drain(reason))
-
-
-def _load(pickled: bytes) -> Any:
-    try:
-        info = pickle.loads(pickled)
-    except Exception as problem:
-        return _info_of(RuntimeError(f"The task failed with an exception that this worker cannot read: {problem}"))
-    exc = info.exception
-    exc = exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
-    if isinstance(exc, MemoryError):
-        # Celery's request raises it anew, as if this process had run out of memory, and never finishes the message.
-        return _info_of(RuntimeUserError("MemoryError", str(exc) or "The task ran out of memory."))
-    return info
-
-
-def _info_of(exc: Exception) -> ExceptionInfo:
-    try:
-        raise exc
-    except type(exc):
-        return ExceptionInfo()

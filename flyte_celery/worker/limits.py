@@ -1,0 +1,61 @@
+"""Ending one task before it has ended: time limits, and revocation."""
+
+from __future__ import annotations
+
+from ..replica import wire
+from ..supervisor.lifecycle import StopReason
+from .job import Job
+from .replicas import Replica, Replicas
+
+#: Seconds that a cancelled coroutine has to end before its replica is killed for it.
+CANCEL_PATIENCE = 10.0
+
+
+class TimeLimits:
+    """Time limits of the tasks in a worker's replicas.
+
+    Args:
+        replicas: The replicas.
+    """
+
+    def __init__(self, replicas: Replicas) -> None:
+        self._replicas = replicas
+
+    def begin(self, job: Job) -> None:
+        """A task has begun: its limits count from now."""
+        hub = self._replicas.hub
+        if hub is None:
+            return
+        if job.soft_limit:
+            job.timers.append(hub.call_later(job.soft_limit, self._over_soft_limit, job))
+        if job.hard_limit:
+            job.timers.append(hub.call_later(job.hard_limit, self._over_hard_limit, job))
+
+    def terminate(self, job: Job) -> None:
+        """End a task that runs or waits for its children: alone where that is possible, else with its replica."""
+        replica = self._owner(job)
+        if replica is None or job.terminated:
+            return
+        job.terminated = True
+        if not job.on_loop and job.number not in replica.suspended:
+            self._replicas.kill(replica, StopReason.TERMINATED)
+            return
+        replica.line.send((wire.CANCEL, job.number, None))
+        self._replicas.flush(replica)
+        hub = self._replicas.hub
+        if hub is not None:
+            job.timers.append(hub.call_later(CANCEL_PATIENCE, self._replicas.kill, replica, StopReason.TERMINATED))
+
+    def _over_soft_limit(self, job: Job) -> None:
+        if (replica := self._owner(job)) is not None and job.soft_limit:
+            job.on_timeout(True, job.soft_limit)
+            replica.line.send((wire.CANCEL, job.number, job.soft_limit))
+            self._replicas.flush(replica)
+
+    def _over_hard_limit(self, job: Job) -> None:
+        if self._owner(job) is not None and job.hard_limit:
+            job.on_timeout(False, job.hard_limit)
+            self.terminate(job)
+
+    def _owner(self, job: Job) -> Replica | None:
+        return None if job.replica is None else self._replicas.get(job.replica)

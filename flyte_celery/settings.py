@@ -24,11 +24,11 @@ _VARIABLES = {
     "project_dir": (f"{_PREFIX}HOME",),
 }
 
-_URLS = frozenset({"broker_url", "result_backend"})
+_URLS = frozenset({"broker_url", "result_backend", "flower_url"})
 _COUNTS = frozenset({"max_start_failures", "max_suspended"})
 #: Times of which 0 means something: at once, or none.
 _MAY_BE_ZERO = frozenset({"grace", "lookahead", "start_backoff", "start_backoff_cap", "idle_ttl", "scaledown_ttl"})
-_OPTIONAL = frozenset({"broker_url", "result_backend", "idle_ttl", "scaledown_ttl", "grace"})
+_OPTIONAL = frozenset({"broker_url", "result_backend", "idle_ttl", "scaledown_ttl", "grace", "flower_url"})
 
 #: Seconds that running tasks get to finish when nobody says otherwise: below the 30 s that Kubernetes gives.
 GRACE = 25.0
@@ -51,6 +51,9 @@ class Settings:
 
     project_dir: Path = field(default_factory=Path.cwd)
     """The directory whose `.flyte-celery` folder holds what runs for this project (variable `FLYTE_CELERY_HOME`)."""
+
+    flower_url: str | None = None
+    """Where people reach Flower, such as `https://flower.example.com`: `run.url` points into it. None: no `url`."""
 
     grace: float | None = None
     """Seconds for running tasks to finish when a worker is told to stop. None: the environment's, then 25."""

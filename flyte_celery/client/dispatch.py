@@ -18,7 +18,7 @@ from ..registry import check_conflicts
 from . import local
 from .batch import Batch, Turn
 from .celery_task import make_task
-from .publish import Publisher
+from .publish import Call, Publisher
 from .results import Meta, outcome, wait_for
 
 if TYPE_CHECKING:
@@ -118,6 +118,18 @@ class CeleryDispatcher:
             self.app.control.revoke(result.id, terminate=True)
             raise
         return value_of(task, meta)
+
+    async def submit(self, task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Submit without blocking the event loop, and return Celery's result.
+
+        Raises:
+            kombu.exceptions.OperationalError: The broker cannot be reached.
+        """
+        check_conflicts()
+        call, published = self.add_to(Turn.current(self.publisher), task, args, kwargs, {})
+        result = call.handle() if isinstance(call, Call) else call
+        await published
+        return result
 
     async def call_async(self, task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Submit a child from an async task and wait for its value; cancelling the wait revokes the child."""

@@ -214,10 +214,15 @@ class Call(NamedTuple):
 
     def result(self) -> Any:
         """Celery's result of the call. Inside a task its parent keeps it, too."""
-        result = self.task.AsyncResult(self.message.id)
-        result.ignored = self.message.ignore_result
+        result = self.handle()
         if self.has_parent:
             self.caller.parent.add_trail(result)
+        return result
+
+    def handle(self) -> Any:
+        """Celery's result of the call, for its caller alone."""
+        result = self.task.AsyncResult(self.message.id)
+        result.ignored = self.message.ignore_result
         return result
 
     @property

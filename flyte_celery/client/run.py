@@ -7,6 +7,7 @@ import enum
 import functools
 import inspect
 import logging
+import os
 from collections.abc import Callable, Generator
 from datetime import timedelta
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -15,6 +16,7 @@ from celery import states
 
 from .. import context, errors
 from ..dispatcher import not_initialized
+from ..settings import Settings
 from ..task import TaskTemplate, current_dispatcher
 from . import local
 from .dispatch import CeleryDispatcher, failure, value_of
@@ -113,6 +115,12 @@ class Run:
         return str(self.result.id)
 
     name = id
+
+    @property
+    def url(self) -> str | None:
+        """The run's page in Flower, where the setting `flower_url` says where that is."""
+        flower = Settings.from_environ(os.environ).flower_url
+        return f"{flower.rstrip('/')}/task/{self.id}" if flower else None
 
     @property
     def phase(self) -> ActionPhase:
@@ -229,8 +237,13 @@ class _RunCall:
             return Run(dispatcher, task, dispatcher.apply_async(task, *_bound(task, args, kwargs), {}))
 
     async def aio(self, task: Any, *args: Any, **kwargs: Any) -> Run | LocalRun:
-        """The same for asyncio code; submitting does not block the event loop."""
-        return await asyncio.to_thread(self, task, *args, **kwargs)
+        """The same for asyncio code: calls that are submitted in one turn of the event loop share a write."""
+        mode, custom = self._runner._mode, self._runner._options.get("custom_context") or {}
+        if not isinstance(task, TaskTemplate) or (dispatcher := _choose(mode)) is None:
+            return await asyncio.to_thread(self, task, *args, **kwargs)
+        with context.custom_context(**custom):
+            result = await dispatcher.submit(task, *_bound(task, args, kwargs))
+        return Run(dispatcher, task, result)
 
 
 def with_runcontext(mode: str | None = None, **options: Any) -> Runner:

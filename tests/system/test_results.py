@@ -343,6 +343,14 @@ def test_inside_tasks(proj: ModuleType) -> None:
     assert proj.parent_sync.delay(1).get(timeout=PATIENCE) == 0
 
 
+def test_a_run_points_to_its_page_in_flower(proj: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = flyte.run(proj.add, 2, 2)
+    assert run.url is None
+    monkeypatch.setenv("FLYTE_CELERY_FLOWER_URL", "https://flower.example.com/")
+    assert run.url == f"https://flower.example.com/task/{run.id}"
+    run.wait()
+
+
 def test_flyte_run_in_a_coroutine(proj: ModuleType) -> None:
     async def awaited() -> list[int]:
         runs = [await flyte.run.aio(proj.nap, 0.1, n) for n in range(20)]

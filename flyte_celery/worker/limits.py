@@ -33,7 +33,7 @@ class TimeLimits:
 
     def terminate(self, job: Job) -> None:
         """End a task that runs or waits for its children: alone where that is possible, else with its replica."""
-        replica = self._owner(job)
+        replica = self.owner(job)
         if replica is None or job.terminated:
             return
         job.terminated = True
@@ -47,15 +47,16 @@ class TimeLimits:
             job.timers.append(hub.call_later(CANCEL_PATIENCE, self._replicas.kill, replica, StopReason.TERMINATED))
 
     def _over_soft_limit(self, job: Job) -> None:
-        if (replica := self._owner(job)) is not None and job.soft_limit:
+        if (replica := self.owner(job)) is not None and job.soft_limit:
             job.on_timeout(True, job.soft_limit)
             replica.line.send((wire.CANCEL, job.number, job.soft_limit))
             self._replicas.flush(replica)
 
     def _over_hard_limit(self, job: Job) -> None:
-        if self._owner(job) is not None and job.hard_limit:
+        if self.owner(job) is not None and job.hard_limit:
             job.on_timeout(False, job.hard_limit)
             self.terminate(job)
 
-    def _owner(self, job: Job) -> Replica | None:
+    def owner(self, job: Job) -> Replica | None:
+        """The replica that has a task; None while it waits."""
         return None if job.replica is None else self._replicas.get(job.replica)

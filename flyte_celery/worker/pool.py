@@ -199,7 +199,7 @@ class ReplicaPool(BasePool):
         running.answer_to(again)
         if running.outcome is not None:
             self._report(running, running.outcome)
-        elif running.accepted_at is not None and (replica := self._owner(running)) is not None:
+        elif running.accepted_at is not None and (replica := self._limits.owner(running)) is not None:
             running.on_accepted(replica.pid, running.accepted_at)
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:

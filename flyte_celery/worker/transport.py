@@ -13,17 +13,18 @@ from __future__ import annotations
 
 from queue import Empty
 from time import monotonic
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NoReturn, cast
 
 from celery.utils.log import get_logger
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
 from ..fleet.claims import Claim, Claims, LeaseLostError
 from ..fleet.messages import attempts_of
+from ..fleet.patience import passes
 from ..fleet.scripts import script
 from .keeper import Keeper
 
@@ -34,6 +35,9 @@ ALIAS = "flyte-redis"
 
 #: Seconds that an idle worker waits for a message of the default priority before it looks at the others.
 IDLE_WAIT = 1.0
+
+#: Seconds before Redis is asked again that refused to give tasks. The event loop turns more often than that.
+PAUSE = 0.5
 
 #: Most messages that one script claims: a bound on how long it keeps the server busy.
 MOST_AT_ONCE = 500
@@ -98,11 +102,13 @@ class Claiming(kombu_redis.Channel):
     _asked: Claims | None = None
     #: Whether that reply begins with the one to a wait.
     _waits = False
+    #: When Redis is asked again after a refusal, in monotonic seconds.
+    _refused_until = 0.0
     #: Whether the last claim found the queue empty, so that the next one waits.
     _was_empty = False
 
     def _brpop_start(self, timeout: float | None = None) -> None:
-        if not self.active_queues:
+        if not self.active_queues or monotonic() < self._refused_until:
             return
         claims = self._asked = self.keeper.claims
         connection = self.client.connection
@@ -115,20 +121,17 @@ class Claiming(kombu_redis.Channel):
         connection.send_packed_command(connection.pack_commands(commands))
 
     def _brpop_read(self, **options: Any) -> Any:
-        connection = self.client.connection
         try:
-            if self._waits:
-                self.client.parse_response(connection, "BLMOVE")
-            reply = self.client.parse_response(connection, "EVALSHA")
-        except NoScriptError:  # the server was restarted since it was given the script
-            self.client.script_load(script("claim").text)
-            self._was_empty = False
-            raise Empty from None
-        except self.connection_errors:
-            connection.disconnect()
-            raise
+            refused = self._reply("BLMOVE") if self._waits else None
+            reply = self._reply("EVALSHA")
         finally:
             self._in_poll = None
+        if isinstance(reply, NoScriptError):  # the server was restarted since it was given the script
+            self.client.script_load(script("claim").text)
+            self._was_empty = False
+            raise Empty
+        if isinstance(reply, ResponseError):
+            self._pause(reply)
         if self._asked is not self.keeper.claims:  # the lease was lost meanwhile, and with it what this reply tells of
             raise Empty
         try:
@@ -138,10 +141,30 @@ class Claiming(kombu_redis.Channel):
             raise Empty from None
         self._was_empty = not taken
         if not taken:
+            if isinstance(refused, ResponseError):
+                self._pause(refused)
             raise Empty
         for claim in taken:
             self._deliver_claim(claim)
         return True
+
+    def _reply(self, command: str) -> Any:
+        """The next reply, also when it is an error: another one comes behind it."""
+        try:
+            return self.client.parse_response(self.client.connection, command)
+        except ResponseError as exc:
+            return exc
+        except self.connection_errors:
+            self.client.connection.disconnect()
+            raise
+
+    def _pause(self, refusal: ResponseError) -> NoReturn:
+        """Redis refuses for now, for instance because its memory is full; Celery would end the worker over it."""
+        if not passes(refusal):
+            raise refusal
+        logger.warning("%s: Redis refuses to give tasks: %s", self.keeper.claims.queue, refusal)
+        self._refused_until = monotonic() + PAUSE
+        raise Empty
 
     def _deliver_claim(self, claim: Claim) -> None:
         try:

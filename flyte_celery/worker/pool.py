@@ -198,7 +198,7 @@ class ReplicaPool(BasePool):
         """The message of a task that runs here, or has ended here, was delivered again."""
         running.answer_to(again)
         if running.outcome is not None:
-            self._report(running, running.outcome)
+            report(running, running.outcome, ending=self.stopping.ending)
         elif running.accepted_at is not None and (replica := self._limits.owner(running)) is not None:
             running.on_accepted(replica.pid, running.accepted_at)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.helpers.workers import project_environment
 
-FAULTS = ("replica SIGKILL", "launcher SIGKILL", "worker SIGTERM")
+FAULTS = ("replica SIGKILL", "worker SIGKILL", "worker SIGTERM", "connections cut before replies")
 
 
 def test_every_promise_is_kept_under_a_few_faults(tmp_path: Path) -> None:

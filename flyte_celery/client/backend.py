@@ -78,6 +78,10 @@ class _Replies:
         self.replies.expect(ensure_bytes(self.get_key_for_task(task_id)), here=here)
         return self.replies.name
 
+    def expect_no_more(self, task_id: str) -> None:
+        """The call was not made after all."""
+        self.replies.expect_no_more(ensure_bytes(self.get_key_for_task(task_id)))
+
     def on_task_call(self, producer: Any, task_id: str) -> Any:
         """Celery publishes a call: it would subscribe to the result."""
         if not self.replies.knows(ensure_bytes(self.get_key_for_task(task_id))):

@@ -23,6 +23,7 @@ from ..errors import NonRecoverableError, RuntimeUserError
 from ..names import REPLICA_VARIABLE
 from .backend import address
 from .results import EagerEnvironmentResult, EnvironmentResult
+from .sizes import check_size
 
 if TYPE_CHECKING:
     from celery import Celery, Task
@@ -145,7 +146,9 @@ class EnvironmentTask:
             except Exception as exc:
                 self._retry_by_strategy(exc)
                 raise
-            return template.dump_result(value)
+            result = template.dump_result(value)
+            check_size("result", self.name, result, template.max_inline_io_bytes)
+            return result
 
     def _run_directly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the function for one who calls the Celery task like a function.

@@ -235,7 +235,7 @@ class _Flight:
             # A parent would keep a result object per call, and store all their ids with its own result.
             call = self._dispatcher.add_to(self._batch, self._mapped.task, args, kwargs, {"add_to_parent": False})
             task_id, future = str(call.id), outcome_of(call)
-        except TypeError as exc:  # an argument that does not fit is a failure of this call alone
+        except (TypeError, errors.InlineIOMaxBytesBreached) as exc:  # what does not fit fails this call alone
             future = concurrent.futures.Future()
             future.set_exception(exc)
         self._open += 1

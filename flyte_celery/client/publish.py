@@ -26,6 +26,7 @@ from kombu.utils.functional import retry_over_time
 from ..settings import redacted
 from . import shortcut
 from .message import EXPRESSIBLE, Caller, Message, MessageTemplate
+from .sizes import check_size
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -63,6 +64,7 @@ class Publisher:
         Raises:
             kombu.exceptions.OperationalError: The broker cannot be reached within Celery's retry policy.
             kombu.exceptions.EncodeError: The serializer cannot write the arguments.
+            flyte_celery.errors.InlineIOMaxBytesBreached: The arguments are larger than the task allows.
         """
         self.ensure_broker()
         call = None
@@ -94,6 +96,8 @@ class Publisher:
         except Exception as exc:  # whatever it is, Celery meets it as well and has its own way to say it
             logger.debug("%s: Celery builds this message: %r", task.name, exc)
             return None
+        if len(message.text) > task.template.max_inline_io_bytes:  # it may be the envelope
+            _check_size(task, args, kwargs, message.id)
         return Call(task, options, caller, message)
 
     def _template(self, task: Any) -> MessageTemplate | None:
@@ -142,6 +146,7 @@ class Publisher:
 
     def by_celery(self, task: Any, args: Sequence[Any], kwargs: dict[str, Any], options: Options) -> Any:
         """Publish one call by Celery's general path; raises as `publish`."""
+        _check_size(task, args, kwargs, options.get("task_id"))
         try:
             return task.celerys_apply_async(args, kwargs, options)
         except OperationalError as exc:
@@ -182,6 +187,15 @@ def _inherited_apply_async(task: Any) -> Any:
     classes = iter(type(task).__mro__)
     next(cls for cls in classes if "celerys_apply_async" in vars(cls))
     return next(vars(cls)["apply_async"] for cls in classes if "apply_async" in vars(cls))
+
+
+def _check_size(task: Any, args: Any, kwargs: Any, task_id: str | None) -> None:
+    try:
+        check_size("arguments", task.name, (args, kwargs), task.template.max_inline_io_bytes)
+    except Exception:
+        if task_id is not None and hasattr(task.backend, "replies"):
+            task.backend.expect_no_more(task_id)
+        raise
 
 
 class Call(NamedTuple):

@@ -113,6 +113,11 @@ class ReplyChannel:
             while len(self._called) > _MOST_CALLED:
                 del self._called[next(iter(self._called))]
 
+    def expect_no_more(self, key: bytes) -> None:
+        """The call was not made after all."""
+        with self._lock:
+            self._called.pop(key, None)
+
     def reply(self, key: bytes) -> Reply:
         """The reply of a result; the same object for as long as somebody holds it."""
         with self._lock:

@@ -22,6 +22,7 @@ from celery.exceptions import TaskRevokedError, TimeLimitExceeded, TimeoutError,
 from celery.result import AsyncResult
 
 import flyte_celery as flyte
+from flyte_celery.errors import InlineIOMaxBytesBreached
 from tests.helpers.projects import PATIENCE, Project
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.waiting import wait_until
@@ -80,6 +81,11 @@ SOURCE = """
     @snc.task
     def big(size: int) -> str:
         return "x" * size
+
+
+    @snc.task(max_inline_io_bytes=1000)
+    def bounded(text: str, times: int) -> str:
+        return text * times
 
 
     @snc.task(max_attempts=1)
@@ -349,6 +355,17 @@ def test_a_run_points_to_its_page_in_flower(proj: ModuleType, monkeypatch: pytes
     monkeypatch.setenv("FLYTE_CELERY_FLOWER_URL", "https://flower.example.com/")
     assert run.url == f"https://flower.example.com/task/{run.id}"
     run.wait()
+
+
+def test_arguments_and_results_have_a_bound(proj: ModuleType) -> None:
+    too_long = r"take 10\d\d bytes, and its max_inline_io_bytes is 1000: pass a path"
+    with pytest.raises(InlineIOMaxBytesBreached, match=f"The arguments of sync-answers.bounded {too_long}"):
+        proj.bounded.delay("x" * 1000, 1)
+    with pytest.raises(InlineIOMaxBytesBreached, match=f"The result of sync-answers.bounded {too_long}"):
+        proj.bounded.delay("x" * 10, 100).get(timeout=20)
+    assert proj.bounded.delay("x" * 10, 99).get(timeout=20) == "x" * 990
+    values = list(flyte.map(proj.bounded, ["a", "x" * 1000, "b"], [1, 1, 1]))
+    assert [type(value) for value in values] == [str, InlineIOMaxBytesBreached, str]
 
 
 def test_flyte_run_in_a_coroutine(proj: ModuleType) -> None:

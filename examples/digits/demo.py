@@ -126,6 +126,7 @@ class Demo:
         self.sizes = sizes
         self.began = time.monotonic()
         self.replicas: Replicas | None = None
+        self.interrupted = False
         with LOG.open("wb") as log:
             options = ["--flower-port=0", f"--scaledown-ttl={sizes.scaledown_ttl}", f"--idle-ttl={sizes.idle_ttl}"]
             self.up = subprocess.Popen(
@@ -136,6 +137,11 @@ class Demo:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    def interrupt(self, signum: int, _: object) -> None:
+        """Ctrl-C, or a signal like it; `wait_for` raises it again where what it interrupts swallows it."""
+        self.interrupted = True
+        raise KeyboardInterrupt
 
     def say(self, label: str, text: str) -> None:
         """Print a line with the time since the start."""
@@ -154,6 +160,8 @@ class Demo:
         """
         deadline = time.monotonic() + self.sizes.patience
         while not (found := look()):
+            if self.interrupted:
+                raise KeyboardInterrupt
             if self.up.poll() is not None:
                 raise Failed(f"`env up` ended with status {self.up.returncode} while the demo waited for {what}.")
             if time.monotonic() > deadline:
@@ -254,9 +262,9 @@ def page_has(url: str, text: str) -> bool:
 
 def main() -> int:
     """Run the demo and clean up behind it, however it ends."""
-    for signum in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, signal.default_int_handler)
     demo = Demo(Sizes.from_environ())
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, demo.interrupt)
     status = 1
     try:
         demo.tell()

@@ -12,6 +12,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,16 @@ import redis
 
 from tests.benchmarks.contenders import NAMES
 from tests.benchmarks.table import table
+from tests.helpers import processes
 from tests.helpers.redis_server import RedisServer
 
 _ROOT = Path(__file__).parents[2]
 
 #: Seconds that one contender may take for one part of one round.
 _LIMIT = 900.0
+
+#: Variable of the sessions and their workers, so that none outlives a session that was killed.
+_MARK = "BENCH_RUN"
 
 
 class SessionError(Exception):
@@ -41,6 +46,7 @@ def session(name: str, part: str, tasks: int) -> dict[str, Any]:
     try:
         done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=_LIMIT)
     except subprocess.TimeoutExpired:
+        processes.kill_carrying(_MARK, os.environ[_MARK])  # its workers; this process was started without the variable
         raise SessionError(f"no end after {_LIMIT:g} s") from None
     if done.returncode:
         raise SessionError("\n".join(done.stderr.strip().splitlines()[-15:]) or f"status {done.returncode}")
@@ -110,8 +116,10 @@ def main() -> None:
         server = RedisServer(Path(folder))
         server.start()
         try:
-            os.environ |= {"BENCH_BROKER": server.url(), "BENCH_REDIS_PID": str(server.pid)}
+            os.environ |= {"BENCH_BROKER": server.url(), "BENCH_REDIS_PID": str(server.pid), _MARK: uuid.uuid4().hex}
             contenders = installed(options.only)
+            if not contenders:
+                parser.error("no contender can be imported; `make bench` installs them")
             with redis.Redis.from_url(server.url()) as client:
                 version = client.info("server")["redis_version"]
                 figures = measure(list(contenders), options.rounds, options.tasks, client)

@@ -140,9 +140,11 @@ def sleeps(contender: Contender, tasks: int) -> Figures:
 def idle(meter: Meter) -> Figures:
     """Workers without work."""
     time.sleep(SETTLE)
-    before = meter.read()
+    before, children = meter.read(), meter.children()
     time.sleep(IDLE)
     used = meter.read().since(before)
+    if meter.children() != children:
+        raise SystemExit("Processes of an idle worker ended or started; its figures would be those of a start.")
     return {"idle/cpu": used.workers / IDLE * 100, "idle/commands": used.commands / IDLE}
 
 

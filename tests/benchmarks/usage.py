@@ -55,20 +55,25 @@ class Meter:
 
     def __init__(self, roots: list[int], server: int, url: str) -> None:
         self._roots = roots
+        self._seen: set[int] = set()
         self._server = server
         self._redis = redis.Redis.from_url(url)
 
     def read(self) -> Usage:
         """The counters now."""
-        below = {pid for root in self._roots for pid in processes.descendants(root)}
+        self._seen |= self.children()  # an ended one keeps its times until its parent takes them over
         reaped = sum(_seconds(pid, own=False) for pid in self._roots)
         return Usage(
             time.process_time(),
             sum(map(_seconds, self._roots)),
-            sum(_seconds(pid) + _seconds(pid, own=False) for pid in below) + reaped,
+            sum(_seconds(pid) + _seconds(pid, own=False) for pid in self._seen) + reaped,
             _seconds(self._server),
             self._commands(),
         )
+
+    def children(self) -> set[int]:
+        """Process ids of everything below the workers' command lines."""
+        return {pid for root in self._roots for pid in processes.descendants(root)}
 
     def _commands(self) -> int:
         calls = {name: stats["calls"] for name, stats in self._redis.info("commandstats").items()}

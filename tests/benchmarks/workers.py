@@ -51,6 +51,7 @@ def _watch(process: subprocess.Popen[bytes], over: threading.Event, log: Path, m
     """A client would wait for results that nobody will send."""
     process.wait()
     if not over.is_set():
+        over.set()  # the others end because of this one
         sys.stderr.write(f"{log.read_text(errors='replace')}\nA worker ended with status {process.returncode}.\n")
         sys.stderr.flush()
         processes.kill_carrying(_MARK, mark)

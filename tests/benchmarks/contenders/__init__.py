@@ -3,4 +3,4 @@
 from __future__ import annotations
 
 #: Name of the module and of the contender, in the order of the table.
-NAMES = ("ours", "stock", "dramatiq", "taskiq", "rq", "arq")
+NAMES = ("ours", "stock", "dramatiq", "taskiq", "rq")

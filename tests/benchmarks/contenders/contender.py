@@ -46,7 +46,7 @@ class Contender(ABC):
         """The ways to run many calls and collect their results, the fastest first, by the name in the table."""
 
     @abstractmethod
-    def publishers(self) -> dict[str, Callable[[int], None]]:
+    def publishers(self) -> dict[str, Callable[[int], object]]:
         """The ways to submit a number of no-ops and look at no result, by the name in the table."""
 
     def one(self, number: int) -> Any:

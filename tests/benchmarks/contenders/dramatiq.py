@@ -59,9 +59,9 @@ class Dramatiq(Contender):
         """A blocking read of each result."""
         return {"send+get_result": _send_get}
 
-    def publishers(self) -> dict[str, Callable[[int], None]]:
+    def publishers(self) -> dict[str, Callable[[int], object]]:
         """Single calls."""
-        return {"send": lambda n: [noop.send(i) for i in range(n)] and None}
+        return {"send": lambda n: [noop.send(i) for i in range(n)]}
 
 
 def _send_get(task: TaskName, arguments: Sequence[Any]) -> list[Any]:

@@ -60,9 +60,9 @@ class Ours(Contender):
         """Batches by `flyte.map`, single calls by `delay`."""
         return {"map": _map, "delay+get": _delay_get}
 
-    def publishers(self) -> dict[str, Callable[[int], None]]:
+    def publishers(self) -> dict[str, Callable[[int], object]]:
         """The part of `flyte.map` that publishes, which its public face does not have alone, and `delay`."""
-        return {"map": _publish_map, "delay": lambda n: [noop.delay(i) for i in range(n)] and None}
+        return {"map": _publish_map, "delay": lambda n: [noop.delay(i) for i in range(n)]}
 
     def family(self, children: int) -> None:
         """The parent's own call is part of the time."""

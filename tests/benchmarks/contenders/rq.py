@@ -48,11 +48,11 @@ class RQ(Contender):
         """Its batch in one pipeline, and single calls; the results are read from their streams."""
         return {"enqueue_many+result": self._many, "enqueue+result": self._single}
 
-    def publishers(self) -> dict[str, Callable[[int], None]]:
+    def publishers(self) -> dict[str, Callable[[int], object]]:
         """The same without results."""
         return {
-            "enqueue_many": lambda n: self._enqueue_many("noop", range(n)) and None,
-            "enqueue": lambda n: self._enqueue("noop", range(n)) and None,
+            "enqueue_many": lambda n: self._enqueue_many("noop", range(n)),
+            "enqueue": lambda n: self._enqueue("noop", range(n)),
         }
 
     def _enqueue_many(self, task: TaskName, arguments: Sequence[Any]) -> list[Any]:

@@ -48,9 +48,9 @@ class Stock(Contender):
         """Single calls, and Celery's own batch."""
         return {"group": _group, "delay+get": _delay_get}
 
-    def publishers(self) -> dict[str, Callable[[int], None]]:
+    def publishers(self) -> dict[str, Callable[[int], object]]:
         """Single calls; a group publishes in the same way."""
-        return {"delay": lambda n: [noop.delay(i) for i in range(n)] and None}
+        return {"delay": lambda n: [noop.delay(i) for i in range(n)]}
 
     def family(self, children: int) -> None:
         """A group from the client: a task of stock Celery must not wait for others."""

@@ -68,9 +68,9 @@ class Taskiq(Contender):
         """Single calls from one event loop."""
         return {"kiq+wait_result": lambda task, arguments: self._run(_kiq_wait(task, arguments))}
 
-    def publishers(self) -> dict[str, Callable[[int], None]]:
+    def publishers(self) -> dict[str, Callable[[int], object]]:
         """Single calls."""
-        return {"kiq": lambda n: self._run(_kiq("noop", range(n))) and None}
+        return {"kiq": lambda n: self._run(_kiq("noop", range(n)))}
 
     def _run(self, work: Any) -> Any:
         if not self._started:

@@ -6,7 +6,7 @@
 #   make lint     the static checks alone
 #   make format   let ruff rewrite the code
 #   make demo     the example of README.md, from nothing to its summary
-#   make bench    this project beside stock Celery: figures, not tests
+#   make bench    this project beside stock Celery and its peers: figures, not tests (BENCH="--rounds 1", see --help)
 #   make chaos    faults under load: what was lost, what ran twice (CHAOS="--seed 7 --tasks 500", see --help)
 #   make lock     resolve the newest versions into constraints.txt (with the oldest supported Python)
 #   make clean    remove what these commands made
@@ -53,7 +53,9 @@ demo: setup
 	$(BIN)/python examples/digits/demo.py
 
 bench: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/python -m tests.benchmarks.core
+	$(BIN)/python -m tests.benchmarks.compare $(BENCH)
 
 chaos: setup
 	$(BIN)/python -m tests.chaos $(CHAOS)
@@ -61,7 +63,7 @@ chaos: setup
 lock:
 	rm -rf .venv-lock
 	python3.11 -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet --upgrade setuptools '.[dev]'
+	.venv-lock/bin/python -m pip install --quiet --upgrade setuptools '.[dev,bench]'
 	.venv-lock/bin/python -m pip freeze --all --exclude pip --exclude flyte-celery > .venv-lock/versions
 	{ sed '/^[^#]/,$$d' constraints.txt; cat .venv-lock/versions; } > .venv-lock/constraints.txt
 	mv .venv-lock/constraints.txt constraints.txt

@@ -38,7 +38,7 @@ def test_quorum_queues_stay_at_the_capacity(quorum: RabbitProject) -> None:
 
 def test_replicas_come_with_the_tasks_and_go_after_them(project: RabbitProject) -> None:
     ttl = ("--scaledown-ttl", "0.5", "--idle-ttl", "1")
-    project.start("zero", *ttl, env={"FLYTE_CELERY_AUTOSCALE_INTERVAL": "0.2"})
+    project.start("zero", *ttl, env={"FLYTE_CELERY_AUTOSCALE_INTERVAL": "0.2", "FLYTE_CELERY_LOOKAHEAD": "0"})
     for gate in ("first", "second"):
         project.wait_for_replicas("zero", 0)
         results = [project.send("zero.hold", gate, n) for n in range(5)]

@@ -54,5 +54,6 @@ def stay_alive(pool: ReplicaPool, keeper: Keeper) -> None:
 
 
 def _told_to_stop() -> bool:
-    # Both hold an exit status, of which 0 is one, or nothing.
-    return any(flag not in (None, False) for flag in (worker_state.should_stop, worker_state.should_terminate))
+    # Both hold an exit status, of which 0 is one and equals False, or nothing.
+    flags = (worker_state.should_stop, worker_state.should_terminate)
+    return any(flag is not None and flag is not False for flag in flags)

@@ -12,6 +12,7 @@ import pytest
 
 from tests.helpers import processes
 from tests.helpers.projects import PATIENCE, Project
+from tests.helpers.redis_server import RedisServer
 from tests.helpers.waiting import wait_until
 from tests.helpers.workers import Worker
 
@@ -146,6 +147,23 @@ def test_sigterm_to_every_process_ends_like_one_to_the_worker(project: Project) 
         os.kill(pid, signal.SIGTERM)
     worker.wait()
     assert project.depth("snc") == 2
+
+
+def test_sigterm_ends_a_worker_whose_redis_is_away(tmp_path: Path) -> None:
+    (tmp_path / "redis").mkdir()
+    server = RedisServer(tmp_path / "redis")
+    server.start()
+    project = Project(tmp_path, server.url())
+    try:
+        project.write(SOURCE)
+        worker = project.start("snc", "--grace", "1")
+        server.stop()
+        worker.wait_for_log("Redis does not answer")
+        worker.terminate()
+        worker.wait(timeout=20)
+    finally:
+        project.close()
+        server.stop()
 
 
 def test_prestop_and_sigterm_stop_it_once(project: Project) -> None:

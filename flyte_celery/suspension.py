@@ -6,7 +6,7 @@ Outside of tasks, and in local runs, waiting is nobody's business and nothing ha
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from typing import Protocol
 
 from .context import RunContext, current_run
@@ -33,34 +33,24 @@ def set_suspender(suspender: Suspender) -> None:
     _suspender = suspender
 
 
-@contextlib.contextmanager
-def waiting(interrupt: Callable[[], object]) -> Iterator[None]:
+def waiting(interrupt: Callable[[], object]) -> contextlib.AbstractContextManager[None]:
     """Give the current task's slot away while this thread waits; when it ends the task has a slot again.
 
     Args:
         interrupt: Ends the wait early, from any thread: the task is cancelled.
 
     Raises:
-        flyte_celery.errors.StarvationError: Too many tasks of the replica wait already.
+        flyte_celery.errors.StarvationError: On entering; too many tasks of the replica wait already.
     """
     run = current_run.get()
-    if _suspender is None or run is None:
-        yield
-        return
-    with _suspender.blocking(run, interrupt):
-        yield
+    return contextlib.nullcontext() if _suspender is None or run is None else _suspender.blocking(run, interrupt)
 
 
-@contextlib.asynccontextmanager
-async def awaiting() -> AsyncIterator[None]:
+def awaiting() -> contextlib.AbstractAsyncContextManager[None]:
     """The same around what a coroutine awaits. A task that awaits several children at once waits until the last.
 
     Raises:
-        flyte_celery.errors.StarvationError: Too many tasks of the replica wait already.
+        flyte_celery.errors.StarvationError: On entering; too many tasks of the replica wait already.
     """
     run = current_run.get()
-    if _suspender is None or run is None:
-        yield
-        return
-    async with _suspender.awaiting(run):
-        yield
+    return contextlib.nullcontext() if _suspender is None or run is None else _suspender.awaiting(run)

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import click
 from celery.bin.base import CeleryCommand
 
-from ..environment import environments
 from ..fleet.dead import DeadLetter, DeadLetters
 from ..names import queue_name
 from .fleet import fleet_client
-from .worker import known_environment
+from .known import known_environment, wanted_environments
+
+
+def _chosen(command: Callable[..., None]) -> Callable[..., None]:
+    """The arguments of a command that acts on some dead letters of an environment, or on all of them."""
+    for decorate in (
+        click.pass_context,
+        click.option("--all", "everything", is_flag=True, help="All of the environment."),
+        click.argument("ids", nargs=-1),
+        click.argument("environment"),
+    ):
+        command = decorate(command)
+    return command
 
 
 @click.group("dead", help="Dead letters: tasks that were given up because each start of them was lost.")
@@ -30,7 +42,7 @@ def list_dead(ctx: click.Context, environment: str | None, as_json: bool) -> Non
     """Every task that was given up, oldest first, with the reason."""
     app = ctx.obj.app
     client = fleet_client(app)
-    found = {name: list(DeadLetters(client, queue_name(name))) for name in _wanted(app, environment)}
+    found = {name: list(DeadLetters(client, queue_name(name))) for name in wanted_environments(app, environment)}
     if as_json:
         rows = [_described(name, letter) for name, letters in found.items() for letter in letters]
         click.echo(json.dumps(rows, indent=2))
@@ -44,10 +56,7 @@ def list_dead(ctx: click.Context, environment: str | None, as_json: bool) -> Non
 
 
 @dead.command("requeue", cls=CeleryCommand)
-@click.argument("environment")
-@click.argument("ids", nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="All of the environment.")
-@click.pass_context
+@_chosen
 def requeue_dead(ctx: click.Context, environment: str, ids: tuple[str, ...], everything: bool) -> None:
     """Run tasks again, with all their attempts: name their ids, or say --all."""
     letters, chosen = _letters(ctx, environment, ids, everything)
@@ -55,10 +64,7 @@ def requeue_dead(ctx: click.Context, environment: str, ids: tuple[str, ...], eve
 
 
 @dead.command("drop", cls=CeleryCommand)
-@click.argument("environment")
-@click.argument("ids", nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="All of the environment.")
-@click.pass_context
+@_chosen
 def drop_dead(ctx: click.Context, environment: str, ids: tuple[str, ...], everything: bool) -> None:
     """Forget tasks for good: name their ids, or say --all. Their recorded failures stay."""
     letters, chosen = _letters(ctx, environment, ids, everything)
@@ -82,14 +88,6 @@ def _tell(what: str, done: list[DeadLetter], ids: tuple[str, ...]) -> None:
         raise click.ClickException(f"No dead letter has the id {', '.join(missing)}: see `env dead list`.")
     if not done:
         click.echo("No task was given up.")
-
-
-def _wanted(app: Any, environment: str | None) -> list[str]:
-    if environment is not None:
-        return [known_environment(environment, app)]
-    app.loader.import_default_modules()
-    app.finalize()
-    return sorted(environments())
 
 
 def _described(environment: str, letter: DeadLetter) -> dict[str, Any]:

@@ -14,11 +14,11 @@ import click
 from celery.bin.base import CeleryCommand
 from kombu.exceptions import OperationalError
 
-from ..environment import TaskEnvironment, environments
+from ..environment import TaskEnvironment
 from ..names import queue_name
 from ..settings import redacted
 from .fleet import check_running
-from .worker import known_environment
+from .known import all_environments, known_environment, wanted_environments
 
 #: Seconds that workers have to answer.
 ANSWER_TIMEOUT = 1.0
@@ -29,8 +29,7 @@ ANSWER_TIMEOUT = 1.0
 @click.pass_context
 def list_command(ctx: click.Context, as_json: bool) -> None:
     """Every environment of the app: its queue, policy, resources and tasks."""
-    _load(ctx.obj.app)
-    rows = [_described(environment) for _, environment in sorted(environments().items())]
+    rows = [_described(environment) for environment in all_environments(ctx.obj.app).values()]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
@@ -75,7 +74,7 @@ def _seconds(ttl: timedelta | None) -> str:
 def status_command(ctx: click.Context, environment: str | None, as_json: bool, watch: bool, interval: float) -> None:
     """Replicas by state, running and waiting tasks, the queue's depth, the last decision and its reason."""
     app = ctx.obj.app
-    wanted = _wanted(app, environment)
+    wanted = wanted_environments(app, environment)
     redraw = watch and not as_json and sys.stdout.isatty()
     if redraw:
         click.clear()
@@ -128,7 +127,7 @@ def _over_the_last(text: str) -> str:
 def explain_command(ctx: click.Context, environment: str) -> None:
     """The last decisions about an environment's replicas, each with its reason."""
     app = ctx.obj.app
-    _wanted(app, environment)
+    known_environment(environment, app)
     serving = {status["hostname"] for status in ask(app, "env_status") if status["environment"] == environment}
     if not serving:
         raise click.ClickException(
@@ -209,16 +208,3 @@ def _unserved(app: Any, name: str) -> str:
         except connection.channel_errors:
             return heading  # a queue that holds nothing does not exist in Redis
     return f"{heading}\n  tasks     {declared.message_count} in the queue"
-
-
-def _wanted(app: Any, environment: str | None) -> list[str]:
-    """The environments to speak of: the named one, or all."""
-    if environment is not None:
-        return [known_environment(environment, app)]
-    _load(app)
-    return sorted(environments())
-
-
-def _load(app: Any) -> None:
-    app.loader.import_default_modules()
-    app.finalize()

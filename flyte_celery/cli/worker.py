@@ -8,8 +8,8 @@ import click
 from celery.bin.base import CeleryCommand
 from celery.bin.worker import worker as celery_worker
 
-from ..environment import environments
 from ..queues import environment_queue
+from .known import known_environment
 from .options import worker_options
 
 #: Options of `celery worker` that mean the same for an environment's worker. What is missing chooses queues, a pool
@@ -21,21 +21,6 @@ KEPT = frozenset(
         "pidfile", "uid", "gid", "umask", "workdir", "executable", "concurrency",
     }
 )  # fmt: skip
-
-
-def known_environment(name: str, app: Any) -> str:
-    """The environment's name, after importing everything that may define it.
-
-    Raises:
-        click.UsageError: There is none; names those that there are.
-    """
-    app.loader.import_default_modules()
-    app.finalize()
-    known = environments()
-    if name not in known:
-        there = f"It has {', '.join(sorted(known))}." if known else "It defines none: is their module imported?"
-        raise click.UsageError(f"The app {app.main!r} has no environment {name!r}. {there}")
-    return name
 
 
 @click.pass_context

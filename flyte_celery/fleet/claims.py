@@ -16,7 +16,8 @@ import redis
 from redis.exceptions import NoScriptError
 
 from .. import names
-from .messages import lost_once_more, priority_of
+from .handing_back import hand_back
+from .messages import lost_once_more
 from .scripts import script
 
 
@@ -210,17 +211,17 @@ class Claims:
         Returns:
             How many went back; the others were no longer this worker's.
         """
-        back = sorted(claims, key=lambda claim: claim.id, reverse=True)
+        back = list(claims)
         if not back:
             return 0
-        args: list[Any] = []
-        for claim in back:
-            message = lost_once_more(claim.message, claim.lost_to) if claim.started else claim.message
-            args += [claim.id, names.priority_index(priority_of(message), self.steps) + 1, message]
-        went = script("hand_back").run(self.client, [self._claims, self._started, *self.lists], args)
+        messages = [
+            (claim.id, lost_once_more(claim.message, claim.lost_to) if claim.started else claim.message)
+            for claim in back
+        ]
+        went = hand_back(self.client, self.queue, self.worker, messages, self.steps)
         for claim in back:  # only now: what Redis did not take is still this worker's
             self.held.pop(claim.id, None)
-        return int(sum(went))
+        return went
 
     def fence(self, number: int) -> tuple[str, str]:
         """What a result of a claim is stored under: the worker and the claim."""

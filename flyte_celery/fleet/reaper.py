@@ -8,13 +8,13 @@ another message into its inbox.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import redis
 
 from .. import names
 from .catalogue import priority_steps
-from .messages import lost_once_more, priority_of
+from .handing_back import hand_back
+from .messages import lost_once_more
 from .scripts import script
 
 #: Milliseconds after which no command of a condemned worker can still be pending; the longest waits one second.
@@ -58,19 +58,12 @@ def _hand_back(client: redis.Redis, queue: str, worker: str) -> int:
     started: set[bytes] = set(client.hkeys(names.started_key(queue, worker)))  # type: ignore[arg-type]
     if not held:
         return 0
-    steps = priority_steps(client, queue)
     cause = f"The worker {worker.partition(':')[0]} was lost"
-    args: list[Any] = []
-    for number in sorted(held, key=int, reverse=True):
-        message = held[number]
-        args += [
-            number,
-            names.priority_index(priority_of(message), steps) + 1,
-            lost_once_more(message, cause) if number in started else message,
-        ]
-    keys = [names.claims_key(queue, worker), names.started_key(queue, worker), *names.priority_lists(queue, steps)]
-    went: list[int] = script("hand_back").run(client, keys, args)
-    return sum(went)
+    messages = [
+        (int(number), lost_once_more(message, cause) if number in started else message)
+        for number, message in held.items()
+    ]
+    return hand_back(client, queue, worker, messages, priority_steps(client, queue))
 
 
 def _bury(client: redis.Redis, queue: str, worker: str) -> None:

@@ -13,7 +13,6 @@ from celery.utils.log import get_logger
 from ..fleet.claims import Claim, Claims, LeaseLostError
 from ..fleet.dead import DeadLetters, dead_letter
 from ..fleet.reaper import reap
-from ..names import worker_member
 
 logger = get_logger("flyte_celery.worker")
 
@@ -37,8 +36,8 @@ class Keeper:
         self.hub: Any = None
         #: Called on the event loop when the lease may be over; the pool sets it.
         self.on_lease_lost: Callable[[], Any] = lambda: None
-        #: Claims of tasks that wait for their children; others may be claimed in their place.
-        self.suspended = 0
+        #: How many claims are tasks waiting for their children, in whose place others may be claimed; the pool sets it.
+        self.count_suspended: Callable[[], int] = lambda: 0
         self._flush_asked = False
         #: Redis did not answer lately: what is noted waits for the next renewal, and nobody waits for a time-out.
         self._away = False
@@ -50,11 +49,6 @@ class Keeper:
     def _new_name(self) -> str:
         # Node names are given again after a restart; claims of an earlier life must not look like this one's.
         return f"{self.hostname}:{uuid.uuid4().hex[:12]}"
-
-    @property
-    def member(self) -> str:
-        """This worker among the leases."""
-        return worker_member(self.claims.queue, self.claims.worker)
 
     def shares_server_with(self, backend: Any) -> bool:
         """Whether a result backend keeps its results in the database that has the leases."""

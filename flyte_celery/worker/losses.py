@@ -37,7 +37,9 @@ def given_up(job: Job, most: int, keeper: Keeper) -> Exception | None:
     claim = None if job.claim is None else keeper.claims.held.get(job.claim)
     if claim is None or claim.attempts < most:
         return None
-    return _give_up(job, claim.attempts, most, f"{claim.lost_to} while it ran {job.words}", keeper)
+    failure = _given_up_after(f"{claim.lost_to} while it ran {job.words}", claim.attempts, most)
+    keeper.give_up(claim.id, claim.attempts, str(failure))
+    return failure
 
 
 def after_loss(job: Job, cause: str, most: int, keeper: Keeper) -> Exception:
@@ -53,17 +55,17 @@ def after_loss(job: Job, cause: str, most: int, keeper: Keeper) -> Exception:
         return ended
     claim.lost_to = f"{cause} on {keeper.hostname}"
     attempts = claim.attempts + 1
+    failure = after_uncounted_loss(job, cause, attempts, most, keeper.hostname)
     if attempts >= most:
-        return _give_up(job, attempts, most, f"{cause} while it ran {job.words} on {keeper.hostname}", keeper)
-    lost: Exception = WorkerLostError(f"{cause} while it ran {job.words}, attempt {attempts} of {most}")
-    return lost
+        keeper.give_up(claim.id, attempts, str(failure))
+    return failure
 
 
 def after_uncounted_loss(job: Job, cause: str, attempts: int, most: int, hostname: str) -> Exception:
     """The same where only this worker knows how many attempts there were."""
     what = f"{cause} while it ran {job.words}"
     if attempts >= most:
-        return _GivenUp(f"{what} on {hostname}, attempt {attempts} of {most}: it is given up.")
+        return _given_up_after(f"{what} on {hostname}", attempts, most)
     lost: Exception = WorkerLostError(f"{what}, attempt {attempts} of {most}")
     return lost
 
@@ -76,8 +78,5 @@ def returned_too_often(job: Job, times: int) -> Exception:
     )
 
 
-def _give_up(job: Job, attempts: int, most: int, what: str, keeper: Keeper) -> Exception:
-    text = f"{what}, attempt {attempts} of {most}: it is given up."
-    if job.claim is not None:
-        keeper.give_up(job.claim, attempts, text)
-    return _GivenUp(text)
+def _given_up_after(what: str, attempts: int, most: int) -> Exception:
+    return _GivenUp(f"{what}, attempt {attempts} of {most}: it is given up.")

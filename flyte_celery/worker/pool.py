@@ -86,6 +86,7 @@ class ReplicaPool(BasePool):
         if (keeper := self.serving.keeper) is not None:
             keeper.hub = loop
             keeper.on_lease_lost = self._renew
+            keeper.count_suspended = lambda: self.suspended
             # Celery has forgotten what it had scheduled or limited before it lost its connection; what is here stays.
             keeper.hand_back_now()
         elif self.serving.redelivers:
@@ -98,9 +99,10 @@ class ReplicaPool(BasePool):
         timers = [hub.call_repeatedly(self.serving.settings.autoscale_interval, self.tick)]
         if (keeper := self.serving.keeper) is not None:
             hub.call_soon(self._renew)  # the last renewal may be longer ago than a lease allows
+            renewal = self.serving.settings.lease_renewal
             timers += [
-                hub.call_repeatedly(keeper.claims.lease / 3, self._renew),
-                hub.call_repeatedly(min(REAP_INTERVAL, keeper.claims.lease / 3), keeper.reap),
+                hub.call_repeatedly(renewal, self._renew),
+                hub.call_repeatedly(min(REAP_INTERVAL, renewal), keeper.reap),
             ]
         return timers
 
@@ -249,7 +251,6 @@ class ReplicaPool(BasePool):
             job, replica = next_up
             if job.withdrawn():
                 del self.jobs[job.number]
-                replica.alone = replica.alone and bool(replica.jobs)
                 continue
             job.replica = replica.number
             replica.jobs[job.number] = job
@@ -328,8 +329,6 @@ class ReplicaPool(BasePool):
 
     def slots_changed(self) -> None:
         """A task gives its slot away while it waits for its children, or asks for one."""
-        if self.serving.keeper is not None:
-            self.serving.keeper.suspended = self.suspended
         self.dispatch()
 
     @property

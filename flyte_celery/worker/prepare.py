@@ -139,15 +139,13 @@ def _become(worker: Any, environment: TaskEnvironment) -> None:
     # an environment neither mingles (about 1 s at start) nor gossips.
     worker.options.update(autoscale=None, without_mingle=True, without_gossip=True)
     app.conf.worker_cancel_long_running_tasks_on_connection_loss = False
-    # A command that the broker refuses for a while would end the worker.
+    # A command that the broker refuses for a while would end the worker, with everything that it runs. RabbitMQ closes
+    # the channel of one that has not acknowledged a message for 30 minutes.
     app.conf.broker_channel_error_retry = True
     # After a lost connection Celery would claim as many messages as there are processes; a replica runs many tasks.
     app.conf.worker_enable_prefetch_count_reduction = False
     if serving.redelivers:
         _check_queue(app, name)
-        # RabbitMQ closes the channel of a worker that has not acknowledged a message for 30 minutes. Celery would end
-        # the worker over it, with everything else that it runs.
-        app.conf.broker_channel_error_retry = True
 
 
 def _check_queue(app: Any, name: str) -> None:

@@ -77,13 +77,22 @@ class Replica:
     suspended: set[int] = field(default_factory=set)
     #: Of the suspended ones, those that ask for a slot, first come first.
     resuming: deque[int] = field(default_factory=deque)
-    #: Its only task may share it with no other.
-    alone: bool = False
 
     @property
     def running(self) -> int:
         """Tasks that hold a slot."""
         return len(self.jobs) - len(self.suspended)
+
+    @property
+    def alone(self) -> bool:
+        """Whether it runs a task that may share it with no other."""
+        return self.running == 1 and any(job.alone for number, job in self.jobs.items() if number not in self.suspended)
+
+    @property
+    def resumes_alone(self) -> bool:
+        """Whether the first task that asks for a slot again may share the replica with no other."""
+        job = self.jobs.get(self.resuming[0]) if self.resuming else None
+        return job is not None and job.alone
 
     @property
     def number(self) -> int:
@@ -142,7 +151,11 @@ class Replicas:
         if self._parked(replica) and self.live >= self._serving.limits.highest:
             return False
         job = replica.jobs.get(replica.resuming[0])
-        return replica.running < self._serving.limits.concurrency or job is None or job.terminated
+        if job is None or job.terminated:
+            return True
+        if job.alone or replica.alone:
+            return not replica.running
+        return replica.running < self._serving.limits.concurrency
 
     def with_free_slot(self, besides: Replica | None = None) -> Replica | None:
         """The oldest ready replica that can take a task beside those that it has.
@@ -152,8 +165,9 @@ class Replicas:
         """
         limit = self._serving.limits.concurrency
         for replica in self:
-            free = 0 if replica.alone and replica.running else limit - replica.running - len(replica.resuming)
-            if free > 0 and replica is not besides and self.takes(replica):
+            if replica.alone or replica.resumes_alone or replica is besides:
+                continue
+            if limit > replica.running + len(replica.resuming) and self.takes(replica):
                 return replica
         return None
 
@@ -262,7 +276,6 @@ class Replicas:
             return
         self._forget_wait(replica, number)
         replica.served += 1
-        replica.alone = False
         if self.used_up(replica):
             self.step(replica, Drain(StopReason.USED_UP))
         self.step(replica, Load(len(replica.jobs)))

@@ -62,7 +62,8 @@ class ClaimQoS(kombu_redis.QoS):
     def room(self) -> int:
         """How many messages would fit, as far as one script should claim."""
         most = self.prefetch_count or MOST_AT_ONCE
-        return min(MOST_AT_ONCE, most - len(self.channel.keeper.claims.held) + self.channel.keeper.suspended)
+        keeper = self.channel.keeper
+        return min(MOST_AT_ONCE, most - len(keeper.claims.held) + keeper.count_suspended())
 
     def append(self, message: Any, delivery_tag: str) -> None:
         """A message was delivered: the claims have it already."""

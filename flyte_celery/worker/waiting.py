@@ -55,7 +55,6 @@ class Waiting:
     def next(self, replicas: Replicas) -> tuple[Job, Replica] | None:
         """A task and the replica that takes it; None when there is no task, or no slot for it."""
         if self._alone and (replica := self._free_for_one(replicas)) is not None:
-            replica.alone = True
             self._kept_free = None
             return self._alone.popleft(), replica
         if self._jobs and (replica := replicas.with_free_slot(besides=self._kept_free)) is not None:
@@ -64,8 +63,8 @@ class Waiting:
 
     def _free_for_one(self, replicas: Replicas) -> Replica | None:
         ready = [replica for replica in replicas.in_state(State.READY) if replicas.takes(replica)]
-        empty = next((replica for replica in ready if not replica.running), None)
+        empty = next((replica for replica in ready if not replica.running and not replica.resuming), None)
         if empty is None and self._kept_free not in ready:
-            shared = [replica for replica in ready if not (replica.alone and replica.running)]
+            shared = [replica for replica in ready if not replica.alone]
             self._kept_free = min(shared, key=lambda replica: replica.running, default=None)
         return empty

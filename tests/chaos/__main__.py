@@ -40,7 +40,7 @@ def run(faults: list[str], options: argparse.Namespace, seed: str) -> list[Row]:
     cases = [(number, name, *_case(name, number, seed)) for number, name in enumerate(faults, 1)]
     with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as scratch:
         folder = Path(options.keep or scratch)
-        fleet = Fleet(folder, options.lease)
+        fleet = Fleet(folder, options.lease, patience=options.patience)
         rows = []
         try:
             for _, _, title, mix in cases:
@@ -68,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tasks", type=int, default=2000, help="tasks of each case (default %(default)s)")
     parser.add_argument("--mixed", type=int, default=3, help="mixed cases after all others (default %(default)s)")
     parser.add_argument("--lease", type=float, default=3.0, help="seconds of a lease (default %(default)s)")
+    parser.add_argument(
+        "--patience", type=float, default=0.0, help="seconds on top of each promise about time, for a busy machine"
+    )
     parser.add_argument("--keep", metavar="FOLDER", help="an empty folder for logs and records, which are kept")
     return parser
 

@@ -87,11 +87,13 @@ class Fleet:
         folder: Directory for everything, empty.
         lease: Seconds of a worker's lease.
         wanted: How many workers of which environment `repair` sees to.
+        patience: Seconds on top of each promise about time, for a machine that is busy with other things.
     """
 
     folder: Path
     lease: float = 3.0
     wanted: dict[str, int] = field(default_factory=lambda: dict.fromkeys(WORK, 2))
+    patience: float = 0.0
     server: RedisServer = field(init=False)
     project: Project = field(init=False)
     members: list[Member] = field(default_factory=list)

@@ -381,7 +381,7 @@ def test_a_wait_that_gives_up_leaves_nothing(proj: ModuleType) -> None:
     start = time.monotonic()
     with pytest.raises(TimeoutError, match=f"No result of {result.id} within 0.2 s"):
         result.get(timeout=0.2)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 10
     run = flyte.run(proj.nobody, 1)
     with pytest.raises(builtins.TimeoutError, match=r"has not ended within 0.1 s"):
         run.wait(timeout=0.1)

@@ -32,7 +32,7 @@ def kill(fleet: Fleet, member: Member) -> Impact:
 
 def lost_with(fleet: Fleet, member: Member, at: float) -> Impact:
     """What a dead worker has claimed has to run again when its lease is over."""
-    return Impact(at, fleet.claimed(member), fleet.lease + RECOVERY)
+    return Impact(at, fleet.claimed(member), fleet.lease + RECOVERY + fleet.patience)
 
 
 def kill_group(scene: Scene) -> list[Impact]:
@@ -73,7 +73,7 @@ def tell(scene: Scene, signals: list[int], within: float) -> list[Impact]:
             if member.alive:
                 os.kill(member.worker.pid, signals[1])
     for member in victims:
-        member.worker.wait(within)
+        member.worker.wait(within + scene.fleet.patience)
     return impacts
 
 
@@ -109,7 +109,8 @@ def fleet_at_zero(scene: Scene) -> list[Impact]:
     hit = set().union(*(fleet.claimed(member) for member in everybody))
     time.sleep(fleet.lease)
     spare = fleet.start("spare")
-    fleet.wait(lambda: not any(fleet.claimed(m) for m in everybody), fleet.lease + RECOVERY, "claims that are back")
+    within = fleet.lease + RECOVERY + fleet.patience
+    fleet.wait(lambda: not any(fleet.claimed(m) for m in everybody), within, "claims that are back")
     fleet.repair()
     fleet.retire(spare)
     return [Impact(at, hit)]

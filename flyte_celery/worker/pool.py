@@ -20,6 +20,7 @@ from celery.utils.log import get_logger
 from ..autoscaler.decide import Observed, ReplicaState, ReplicaView
 from ..errors import RuntimeSystemError
 from ..fleet.storing import UNFENCED
+from ..overrides import effective
 from ..supervisor.lifecycle import Drain, Load, Revive, Starts, State, StopReason, Tick
 from .job import Job, frame, guarded
 from .limits import TimeLimits
@@ -67,7 +68,8 @@ class ReplicaPool(BasePool):
         self._limits = TimeLimits(self.replicas)
         #: Called when demand may have changed; the autoscaler sets it.
         self.on_change: Callable[[], None] = lambda: None
-        self._async_names = {task.name for task in self.serving.environment.tasks.values() if task.is_async}
+        self._tasks = self.serving.environment.tasks
+        self._async_names = {task.name for task in self._tasks.values() if task.is_async}
         self.stopping = Stopping(self, self.serving.grace)
         self._wakeup = SignalWakeup()
         #: Running average of task durations in seconds, None before the first.
@@ -146,6 +148,7 @@ class ReplicaPool(BasePool):
             arrived_at=time.monotonic(),
             claim=claim,
             retries=args[2].get("retries") or 0,
+            task=None if (task := self._tasks.get(args[0])) is None else effective(task, args[2]),
         )
         if (running := self._redelivery.claim(job, args[2])) is not None:
             self._go_on(running, job)
@@ -169,7 +172,7 @@ class ReplicaPool(BasePool):
         if self._hopeless():
             self._fail(job)
             return False
-        most = most_attempts(self.serving.environment, job.task_name)
+        most = most_attempts(self.serving.environment, job)
         if keeper is None:
             if returns(request) >= MOST_RETURNS:
                 job.fail(returned_too_often(job, MOST_RETURNS))
@@ -313,7 +316,7 @@ class ReplicaPool(BasePool):
 
     def _lost_while_running(self, job: Job, cause: str) -> None:
         """Give the task back to the queue, to be run again; a task that was lost too often fails instead."""
-        keeper, most = self.serving.keeper, most_attempts(self.serving.environment, job.task_name)
+        keeper, most = self.serving.keeper, most_attempts(self.serving.environment, job)
         if keeper is not None:
             job.fail(after_loss(job, cause, most, keeper))
             return

@@ -27,7 +27,7 @@ from ..supervisor.confinement import adopt_orphans, enter
 from ..supervisor.cpus import Cpus
 from ..supervisor.family import Family
 from ..supervisor.processes import Broke, Ended, Forked, Preloaded, PreloadFailed, Start, Used
-from ..supervisor.watchdog import Bound, Breach, Watchdog
+from ..supervisor.watchdog import Bound, Breach, KernelKills, Watchdog
 from ..supervisor.wire import READ_SIZE, Decoder, encode
 from . import main as replica_main
 from .loading import load
@@ -48,7 +48,7 @@ class Launcher:
         self.family = Family(os.getpid())
         self.watchdog = Watchdog(self.family)
         self.cpus = Cpus()
-        self._kernel_kills = 0
+        self.kernel_kills = KernelKills()
         self.app: Any = None
         self.plan: ReplicaPlan
 
@@ -60,7 +60,6 @@ class Launcher:
             return 3
         wakeup = _wake_on_child_exit()
         adopt_orphans()
-        self._kernel_kills = usage.kernel_kills()
         with selectors.DefaultSelector() as selector:
             selector.register(self.sock, selectors.EVENT_READ)
             selector.register(wakeup, selectors.EVENT_READ)
@@ -79,6 +78,7 @@ class Launcher:
                 self._watch(time.monotonic())
 
     def _watch(self, now: float) -> None:
+        self.kernel_kills.look(now)
         for number, breach in self.watchdog.look(now).items():
             pid = next(pid for pid, each in self.children.items() if each == number)
             self.watchdog.unwatch(number)
@@ -191,14 +191,10 @@ class Launcher:
         self.family.forget(pid)
         self.cpus.give_back(number)
         watched = self.watchdog.unwatch(number)
-        if watched is not None and status == -signal.SIGKILL and self._kernel_has_killed():
+        if watched is not None and status == -signal.SIGKILL and self.kernel_kills.happened():
             used = max(watched.usage.memory, watched.peak)
             self._tell(Broke(number, Breach(Bound.KERNEL, used, watched.bounds.memory, tuple(watched.history))))
         self._tell(Ended(number, status, peak))
-
-    def _kernel_has_killed(self) -> bool:
-        before, self._kernel_kills = self._kernel_kills, usage.kernel_kills()
-        return self._kernel_kills > before
 
     def _kill_all(self) -> int:
         for pid, number in self.children.items():

@@ -130,6 +130,29 @@ class Watched:
         return None
 
 
+class KernelKills:
+    """Whether the kernel has killed a process of this machine for want of memory in the last second or two.
+
+    It says nowhere which one, but to root; a replica that was killed at that time by nobody else was it.
+    """
+
+    def __init__(self) -> None:
+        self._before = self._lately = usage.kernel_kills()
+        self._next = 0.0
+
+    def look(self, now: float) -> None:
+        """Let what is longer ago be forgotten."""
+        if now >= self._next:
+            late = now >= self._next + 1.0
+            found = usage.kernel_kills()
+            self._next = now + 1.0
+            self._before, self._lately = found if late else self._lately, found
+
+    def happened(self) -> bool:
+        """Whether there was one."""
+        return usage.kernel_kills() > self._before
+
+
 class Watchdog:
     """All replicas of a launcher under watch.
 

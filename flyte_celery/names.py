@@ -27,6 +27,9 @@ CUSTOM_CONTEXT_HEADER = "flyte_celery_custom_context"
 #: Key in a message's headers for the tasks that wait for this one, the first one first.
 CHAIN_HEADER = "flyte_celery_chain"
 
+#: Key in a message's headers for what `task.override(...)` asks of this call.
+OVERRIDES_HEADER = "flyte_celery_overrides"
+
 #: Environment variable of a replica's process: its number within its worker.
 REPLICA_VARIABLE = "FLYTE_CELERY_REPLICA"
 

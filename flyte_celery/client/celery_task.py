@@ -16,7 +16,7 @@ from celery.app.autoretry import add_autoretry_behaviour
 from celery.app.task import Context
 from celery.exceptions import Ignore, Reject, Retry
 
-from .. import context
+from .. import context, overrides
 from ..errors import NonRecoverableError, RuntimeUserError
 from ..names import REPLICA_VARIABLE
 from .backend import address
@@ -118,7 +118,7 @@ class EnvironmentTask:
         """
         if self.request.called_directly:
             return self._run_directly(args, kwargs)
-        template = self.template
+        template = overrides.effective(self.template, self.request.headers)
         args, kwargs = template.load_call(args, kwargs)
         if template.bind:
             args = (self, *args)
@@ -145,7 +145,7 @@ class EnvironmentTask:
                     f"The task {self.name} was cancelled by its own code; catch what it awaited, or return, instead.",
                 ) from exc
             except Exception as exc:
-                self._retry_by_strategy(exc)
+                self._retry_by_strategy(template, exc)
                 raise
             result = template.dump_result(value)
             check_size("result", self.name, result, template.max_inline_io_bytes)
@@ -169,9 +169,9 @@ class EnvironmentTask:
             value = context.run_coroutine(value)
         return template.dump_result(value) if is_item else value
 
-    def _retry_by_strategy(self, exc: Exception) -> None:
+    def _retry_by_strategy(self, template: TaskTemplate[Any, Any], exc: Exception) -> None:
         """Retry a user's failure as the task's `RetryStrategy` says; raises Celery's `Retry` when it does."""
-        strategy = self.template.retries
+        strategy = template.retries
         done = self.request.retries
         if strategy is None or done >= strategy.count:
             return

@@ -22,7 +22,12 @@ import traceback
 from collections import deque
 from typing import Any
 
-from ..supervisor.processes import Ended, Forked, Preloaded, PreloadFailed, Start
+from ..supervisor import usage
+from ..supervisor.confinement import adopt_orphans, enter
+from ..supervisor.cpus import Cpus
+from ..supervisor.family import Family
+from ..supervisor.processes import Broke, Ended, Forked, Preloaded, PreloadFailed, Start, Used
+from ..supervisor.watchdog import Bound, Breach, KernelKills, Watchdog
 from ..supervisor.wire import READ_SIZE, Decoder, encode
 from . import main as replica_main
 from .loading import load
@@ -40,6 +45,10 @@ class Launcher:
         self.decoder = Decoder()
         self.fds: deque[int] = deque()
         self.children: dict[int, int] = {}
+        self.family = Family(os.getpid())
+        self.watchdog = Watchdog(self.family)
+        self.cpus = Cpus()
+        self.kernel_kills = KernelKills()
         self.app: Any = None
         self.plan: ReplicaPlan
 
@@ -50,13 +59,14 @@ class Launcher:
         if self.plan.preload and not self._preload():
             return 3
         wakeup = _wake_on_child_exit()
+        adopt_orphans()
         with selectors.DefaultSelector() as selector:
             selector.register(self.sock, selectors.EVENT_READ)
             selector.register(wakeup, selectors.EVENT_READ)
             while True:
                 while commands:
                     self._start(commands.popleft())
-                for key, _ in selector.select():
+                for key, _ in selector.select(self.watchdog.wait(time.monotonic())):
                     if key.fileobj is wakeup:
                         wakeup.recv(4096)
                         self._reap()
@@ -65,6 +75,17 @@ class Launcher:
                             commands.extend(self._read())
                         except EOFError:
                             return self._kill_all()
+                self._watch(time.monotonic())
+
+    def _watch(self, now: float) -> None:
+        self.kernel_kills.look(now)
+        for number, breach in self.watchdog.look(now).items():
+            pid = next(pid for pid, each in self.children.items() if each == number)
+            self.watchdog.unwatch(number)
+            self.family.end(number, pid)
+            self._tell(Broke(number, breach))
+        for number, used in self.watchdog.changed(now).items():
+            self._tell(Used(number, used))
 
     def _preload(self) -> bool:
         started = time.monotonic()
@@ -98,17 +119,25 @@ class Launcher:
 
     def _start(self, start: Start) -> None:
         fd = self.fds.popleft()
+        forks = self.plan.preload and not start.fresh
+        cpus = self.cpus.take(start.number, start.confinement.cores)
+        inherited = usage.held(os.getpid()) if forks else 0
         try:
-            pid = self._fork(start, fd) if self.plan.preload else self._spawn(start, fd)
+            pid = self._fork(start, fd, cpus) if forks else self._spawn(start, fd, cpus)
         except OSError as exc:  # no memory or no process left: for the worker, a replica that failed to start
             os.close(fd)
+            self.cpus.give_back(start.number)
             self._tell(Ended(start.number, exc.errno or 1, 0))
             return
         os.close(fd)
         self.children[pid] = start.number
+        with contextlib.suppress(OSError):  # it does so itself as well, whoever comes first
+            os.setpgid(pid, pid)
+        self.family.born(start.number, pid)
+        self.watchdog.watch(start.number, pid, start.confinement, inherited)
         self._tell(Forked(start.number, pid))
 
-    def _fork(self, start: Start, fd: int) -> int:
+    def _fork(self, start: Start, fd: int, cpus: tuple[int, ...]) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
@@ -120,44 +149,56 @@ class Launcher:
             self.sock.close()
             for other in self.fds:
                 os.close(other)
-            os.environ.update(start.environ)
+            os.environ.update({name: value for name, value in start.environ.items() if value is not None})
+            enter(start.confinement, cpus)
             code = replica_main.run(socket.socket(fileno=fd), self.plan, self.app, start.number)
         except BaseException:
             traceback.print_exc()
             code = 1
         return replica_main.leave(code)
 
-    def _spawn(self, start: Start, fd: int) -> int:
+    def _spawn(self, start: Start, fd: int, cpus: tuple[int, ...]) -> int:
+        environ = {**os.environ, **start.environ}
         process = subprocess.Popen(
             [sys.executable, "-m", replica_main.__name__, str(fd)],
             pass_fds=[fd],
-            env={**os.environ, **start.environ},
+            env={name: value for name, value in environ.items() if value is not None},
             stdin=subprocess.PIPE,
         )
         assert process.stdin is not None
-        process.stdin.write(pickle.dumps((self.plan, start.number)))
+        process.stdin.write(pickle.dumps((self.plan, start.number, start.confinement, cpus)))
         process.stdin.close()
         process.returncode = 0  # reaped here by pid, not by subprocess
         return process.pid
 
     def _reap(self) -> None:
-        while self.children:
+        while True:
             try:
-                pid, status, usage = os.wait4(-1, os.WNOHANG)
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
-            if not pid:
+            if ended is None:
                 return
+            pid = ended.si_pid
             number = self.children.pop(pid, None)
+            if number is not None:  # while it is a zombie its id is nobody else's
+                self.family.end(number, pid)
+            _, status, resources = os.wait4(pid, 0)
             if number is not None:
-                self._tell(Ended(number, os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024))
+                self._ended(number, pid, os.waitstatus_to_exitcode(status), resources.ru_maxrss * 1024)
+
+    def _ended(self, number: int, pid: int, status: int, peak: int) -> None:
+        self.family.forget(pid)
+        self.cpus.give_back(number)
+        watched = self.watchdog.unwatch(number)
+        if watched is not None and status == -signal.SIGKILL and self.kernel_kills.happened():
+            used = max(watched.usage.memory, watched.peak)
+            self._tell(Broke(number, Breach(Bound.KERNEL, used, watched.bounds.memory, tuple(watched.history))))
+        self._tell(Ended(number, status, peak))
 
     def _kill_all(self) -> int:
-        for pid in self.children:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        for pid, number in self.children.items():
+            self.family.end(number, pid)
         return 0
 
 

@@ -16,9 +16,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from .confinement import Confinement
+from .watchdog import Breach, Usage
 from .wire import Line, encode
 
 
@@ -70,13 +72,29 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
+class Broke:
+    """A replica has used more than it may: it is being killed, and will be told of as `Ended`."""
+
+    number: int
+    breach: Breach
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What a replica uses has changed."""
+
+    number: int
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
 class LauncherEnded:
     """The launcher itself is gone, and with it every replica that it started."""
 
     status: int | None
 
 
-LauncherEvent = Preloaded | PreloadFailed | Forked | Ended | LauncherEnded
+LauncherEvent = Preloaded | PreloadFailed | Forked | Ended | Broke | Used | LauncherEnded
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +102,11 @@ class Start:
     """Command to the launcher: start replica `number` on the socket that travels with this message."""
 
     number: int
-    environ: Mapping[str, str]
+    #: Variables to set, and with None to remove.
+    environ: Mapping[str, str | None]
+    confinement: Confinement = field(default_factory=Confinement)
+    #: Whether it is a fresh interpreter, which imports everything anew, with these variables.
+    fresh: bool = False
 
 
 class Launcher:
@@ -122,7 +144,7 @@ class Launcher:
         """Process id of the launcher."""
         return self._process.pid
 
-    def start(self, number: int, environ: Mapping[str, str]) -> Line:
+    def start(self, start: Start) -> Line:
         """Ask for a replica.
 
         Returns:
@@ -130,7 +152,7 @@ class Launcher:
         """
         ours, theirs = socket.socketpair()
         try:
-            socket.send_fds(self.line.sock, [encode(Start(number, dict(environ)))], [theirs.fileno()])
+            socket.send_fds(self.line.sock, [encode(start)], [theirs.fileno()])
         except OSError:
             pass  # the launcher is gone: both its socket and this replica's read end of file
         finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionInfo
 from celery.utils.log import get_logger
@@ -12,6 +12,10 @@ from celery.worker import state as worker_state
 
 from ..replica import wire
 from ..supervisor.wire import encode
+
+if TYPE_CHECKING:
+    from ..task import TaskTemplate
+    from .groups import Group
 
 logger = get_logger("flyte_celery.worker")
 
@@ -36,6 +40,10 @@ class Job:
     #: Ends the job where it runs; set by the pool.
     terminator: Callable[[Job], None]
     arrived_at: float
+    #: The replicas that may take it.
+    group: Group
+    #: The task as its caller had it, overrides included; None for a task of no environment that was routed here.
+    task: TaskTemplate[Any, Any] | None = None
     #: Its claim in the worker's keeper, None without one.
     claim: int | None = None
     #: Whether it may share a replica with no other, see `losses`.

@@ -134,6 +134,11 @@ class Keeper:
         if (claim := self.claims.held.get(number)) is not None:
             claim.started = True
 
+    def not_begun(self, number: int) -> None:
+        """A claim is to run again, and what became of its last start counts for nothing."""
+        if (claim := self.claims.held.get(number)) is not None:
+            claim.started = False
+
     def ack(self, number: int) -> None:
         """A claim is finished and its result stored; one that was given up is kept among the dead letters."""
         self.claims.ack(number, self._letters.pop(number, ""))

@@ -11,6 +11,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -26,12 +27,17 @@ from ..queues import TYPE_ARGUMENT, environment_queue
 from ..registry import check_conflicts
 from ..replica.application import find
 from ..replica.plan import Logging, ReplicaPlan
+from ..reuse import ReusePolicy
 from ..settings import Settings, redacted
+from ..supervisor.confinement import Confinement
 from ..supervisor.lifecycle import Patience
 from . import transport
+from .beside import ONE_CORE
+from .bounds import Machine, confinement, share, thread_variables
 from .keeper import Keeper
 from .pool import ReplicaPool
 from .promises import is_amqp, weaker_promises
+from .recycling import Recycling
 from .serving import Serving
 
 #: Seconds that a worker waits at its start for a broker that does not answer before it gives up.
@@ -199,22 +205,34 @@ def _claiming(worker: Any, environment: TaskEnvironment, url: str) -> Keeper | N
 def _serving(worker: Any, environment: TaskEnvironment, broker_url: str, keeper: Keeper | None) -> Serving:
     options = worker.options
     settings = Settings.from_environ(os.environ)
-    policy = environment.reusable
-    if policy is None:
-        limits = Limits(0, worker.concurrency, 1, scaledown_ttl=0.0, idle_ttl=0.0)
-        max_tasks: int | None = 1
-    else:
-        low, high = policy.min_replicas, policy.max_replicas
-        if options.get("autoscale"):
-            high, low = options["autoscale"]
-        limits = Limits(
-            low,
-            high,
+    resources = environment.resources
+    try:
+        confined = confinement(resources, settings)
+    except ValueError as exc:
+        raise CannotServe(f"The resources of environment {environment.name!r} cannot be given: {exc}") from None
+
+    def limits_of(policy: ReusePolicy) -> Limits:
+        return Limits(
+            policy.min_replicas,
+            policy.max_replicas,
             policy.concurrency,
             scaledown_ttl=_seconds(options.get("scaledown_ttl"), settings.scaledown_ttl, policy.scaledown_ttl),
             idle_ttl=_seconds(options.get("idle_ttl"), settings.idle_ttl, policy.idle_ttl),
         )
+
+    policy = environment.reusable
+    if policy is None:
+        most = worker.concurrency if _is_given(worker) else Machine.here().holds(share(resources, ONE_CORE))
+        limits = Limits(0, most, 1, scaledown_ttl=0.0, idle_ttl=0.0)
+        max_tasks: int | None = 1
+    else:
+        limits = limits_of(policy)
+        if options.get("autoscale"):
+            high, low = options["autoscale"]
+            limits = replace(limits, lowest=low, highest=high)
         max_tasks = worker.max_tasks_per_child or None
+    environ = {name: str(value) for name, value in (environment.env_vars or {}).items()}
+    environ |= thread_variables(resources, {**os.environ, **environ})
     return Serving(
         environment=environment,
         limits=limits,
@@ -243,7 +261,25 @@ def _serving(worker: Any, environment: TaskEnvironment, broker_url: str, keeper:
         weaker=None if keeper is not None else _weaker(worker.app, environment, broker_url),
         redelivers=is_amqp(broker_url),
         fenced=keeper is not None and keeper.shares_server_with(worker.app.backend),
-        environ={name: str(value) for name, value in (environment.env_vars or {}).items()},
+        environ=environ,
+        inherited=dict(os.environ),
+        confinement=confined,
+        recycling=_recycling(worker, settings, confined),
+        limits_of=limits_of,
+    )
+
+
+def _is_given(worker: Any) -> bool:
+    """Whether somebody has said how many processes the worker has."""
+    return bool(worker.options.get("concurrency") or worker.app.conf.worker_concurrency)
+
+
+def _recycling(worker: Any, settings: Settings, confined: Confinement) -> Recycling:
+    kilobytes = worker.max_memory_per_child
+    return Recycling(
+        max_memory=None if not kilobytes else int(kilobytes) * 1024,
+        max_age=worker.options.get("max_age") or settings.max_age,
+        files=confined.files,
     )
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from ..autoscaler.decide import Limits
 from ..environment import TaskEnvironment
 from ..replica.plan import ReplicaPlan
+from ..reuse import ReusePolicy
 from ..settings import Settings
+from ..supervisor.confinement import Confinement
 from ..supervisor.lifecycle import Patience
 from .keeper import Keeper
+from .recycling import Recycling
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,15 @@ class Serving:
     fenced: bool = False
     #: Variables set for replicas before user modules are imported.
     environ: dict[str, str] = field(default_factory=dict)
+    #: Variables of the worker itself, which its replicas inherit.
+    inherited: Mapping[str, str] = field(default_factory=dict, repr=False)
+    #: What one replica may use.
+    confinement: Confinement = field(default_factory=Confinement)
+    recycling: Recycling = field(default_factory=Recycling)
+    #: The bounds that a policy means here, options and settings of the worker included.
+    limits_of: Callable[[ReusePolicy], Limits] = lambda policy: Limits(
+        policy.min_replicas, policy.max_replicas, policy.concurrency, scaledown_ttl=30.0, idle_ttl=30.0
+    )
 
     @property
     def name(self) -> str:

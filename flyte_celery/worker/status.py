@@ -26,6 +26,10 @@ class ReplicaStatus:
     age: float
     #: Seconds since its last task ended, None while it has tasks or starts.
     idle: float | None
+    #: Bytes of memory that it and its processes held lately.
+    memory: int
+    #: What it was made for, where that is not the environment: an override.
+    beside: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,8 @@ def status_of(pool: ReplicaPool, autoscaler: Autoscaler, hostname: str, ready: i
             idle=round(now - replica.child.idle_since, 3)
             if replica.child.state is State.READY and not replica.jobs
             else None,
+            memory=replica.usage.memory,
+            beside=None if replica.group is pool.group else replica.group.name,
         )
         for replica in pool.replicas
     )
@@ -86,8 +92,8 @@ def status_of(pool: ReplicaPool, autoscaler: Autoscaler, hostname: str, ready: i
         maximum=autoscaler.limits.highest,
         concurrency=autoscaler.limits.concurrency,
         replicas=replicas,
-        waiting=len(pool.waiting),
-        running=len(pool.jobs) - len(pool.waiting) - pool.suspended,
+        waiting=pool.waiting,
+        running=len(pool.jobs) - pool.waiting - pool.suspended,
         suspended=pool.suspended,
         ready=ready,
         dead=None if pool.serving.keeper is None else pool.serving.keeper.dead_letters(),

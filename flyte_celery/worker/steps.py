@@ -16,6 +16,7 @@ from ..names import PRIORITY_STEPS, queue_name
 from ..settings import redacted
 from . import control
 from .away import stay_alive
+from .bounds import unenforced
 from .pool import ReplicaPool
 from .serving import Serving
 
@@ -62,6 +63,8 @@ class AutoscalerStep(bootsteps.StartStopStep):
         logger.info("%s: serves the queue %r of %s", serving.name, queue_name(serving.name), broker)
         if serving.weaker is not None:
             logger.warning("%s: %s", serving.name, serving.weaker)
+        if (missing := unenforced(serving.environment.resources)) is not None:
+            logger.warning("%s: %s", serving.name, missing)
         self._catalogue = Catalogue(connect_to_broker(parent.app))
         self._publish(serving)
 
@@ -110,7 +113,7 @@ class AutoscalerStep(bootsteps.StartStopStep):
         limits = self._autoscaler.limits
         pool: ReplicaPool = self._worker.pool
         # With claims the transport itself lets others in for those that wait for their children.
-        suspended = pool.suspended if pool.serving.keeper is None else 0
+        suspended = pool.suspended + pool.beside.claimed if pool.serving.keeper is None else 0
         wanted = max(1, limits.highest * limits.concurrency) + self._lookahead() + suspended
         # Small corrections are not worth a command to the consumer.
         if suspended or abs(wanted - self._prefetch) * 8 > self._prefetch:

@@ -139,6 +139,21 @@ def dead_key(queue: str) -> str:
     return f"{PREFIX}dead:{queue}"
 
 
+def later_key(queue: str) -> str:
+    """Future work of a queue: a sorted set of entry and when it is due, in milliseconds since the epoch."""
+    return f"{PREFIX}later:{queue}"
+
+
+def later_messages_key(queue: str) -> str:
+    """The messages of a queue's future work: a hash of entry to message."""
+    return f"{PREFIX}later-messages:{queue}"
+
+
+def later_queues_key() -> str:
+    """The queues that have future work: a sorted set of queue and when its next message is due."""
+    return f"{PREFIX}later-queues"
+
+
 def replies_key(process: str) -> str:
     """The channel on which a process hears of the results of its calls; also the `reply_to` of their messages."""
     return f"{_REPLIES}{process}"

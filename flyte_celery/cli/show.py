@@ -15,6 +15,8 @@ from celery.bin.base import CeleryCommand
 from kombu.exceptions import OperationalError
 
 from ..environment import TaskEnvironment
+from ..fleet.connection import connect_to_broker
+from ..fleet.later import Later
 from ..names import queue_name
 from ..settings import redacted
 from .fleet import check_running
@@ -190,6 +192,8 @@ def _shown(status: dict[str, Any]) -> str:
         f"  replicas  {words} (between {status['minimum']} and {status['maximum']})",
         f"  tasks     {status['running']} running, {status['waiting']} waiting, {ready} in the queue",
     ]
+    if status.get("later"):
+        lines.append(f"  later     {_future_work(status['later'], status['next_due'])}")
     if status["decision"]:
         lines.append(f"  decision  {status['decision']}")
     if status["dead"]:
@@ -202,9 +206,23 @@ def _shown(status: dict[str, Any]) -> str:
 
 def _unserved(app: Any, name: str) -> str:
     heading = f"{click.style(name, bold=True)}  no worker answers"
+    later = _later_of_unserved(app, name)
     with app.connection_for_read() as connection:
         try:
             declared = connection.default_channel.queue_declare(queue_name(name), passive=True)
         except connection.channel_errors:
-            return heading  # a queue that holds nothing does not exist in Redis
-    return f"{heading}\n  tasks     {declared.message_count} in the queue"
+            return "\n".join([heading, *later])  # a queue that holds nothing does not exist in Redis
+    return "\n".join([heading, f"  tasks     {declared.message_count} in the queue", *later])
+
+
+def _future_work(count: int, next_due: float | None) -> str:
+    """How many tasks wait for their time, and how long the first of them does."""
+    words = f"{count} task{'s' if count > 1 else ''} whose time has not come"
+    return words if next_due is None else f"{words}, the next in {max(0.0, next_due - time.time()):.0f} s"
+
+
+def _later_of_unserved(app: Any, name: str) -> list[str]:
+    client = connect_to_broker(app)
+    later = None if client is None else Later(client, queue_name(name))
+    count = 0 if later is None else later.count()
+    return [] if later is None or not count else [f"  later     {_future_work(count, later.next_due())}"]

@@ -52,6 +52,14 @@ def priority_of(message: bytes) -> int:
         return 0
 
 
+def task_id_of(message: bytes) -> str:
+    """The id of the message's task, empty when it does not tell."""
+    try:
+        return str(json.loads(message)["headers"].get("id") or "")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ""
+
+
 def _changed(message: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
     try:
         payload = json.loads(message)

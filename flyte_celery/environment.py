@@ -17,6 +17,7 @@ What an option means, and where it can be given:
 | `retries`, `timeout`, `short_name`, `max_inline_io_bytes`, `links` | | | yes | yes |
 | `max_attempts` | yes | yes | yes | |
 | `grace` | yes | yes | | |
+| `buffer` | yes | yes | | |
 | Celery's options | | | yes | |
 """
 
@@ -43,6 +44,7 @@ from .options import (
     MAX_INLINE_IO_BYTES,
     TASK_OPTIONS,
     TaskOptions,
+    check_buffer,
     check_grace,
     check_max_attempts,
     check_options,
@@ -98,6 +100,9 @@ class TaskEnvironment(Environment):
     max_attempts: int = MAX_ATTEMPTS
     """How often a task is started at most when its worker or replica is lost; a task's own `max_attempts` wins."""
 
+    buffer: int = 0
+    """With `reusable`: replicas that are kept ready beyond those that the work needs, until the environment rests."""
+
     grace: float | timedelta | None = None
     """Seconds that running tasks get to finish when a worker stops. None: the worker's setting, 25."""
 
@@ -125,6 +130,12 @@ class TaskEnvironment(Environment):
                 f"{type(self.plugin_config).__name__}, which does not support reuse: leave out one of them."
             )
         check_max_attempts(self.max_attempts)
+        check_buffer(self.buffer)
+        if self.buffer and not self.reusable:
+            raise ValueError(
+                f"Environment {self.name!r} has buffer={self.buffer} and reusable=None, but ephemeral replicas are "
+                "never kept ready. Leave buffer out, or give a ReusePolicy."
+            )
         self.grace = check_grace(self.grace)
         self.place = registry.calling_place()
         registry.add_environment(self)
@@ -311,13 +322,15 @@ class TaskEnvironment(Environment):
 
         Args:
             name: Name of the clone.
-            **kwargs: `cache`, `max_attempts`, `grace`, and `reusable`, where None turns reuse off.
+            **kwargs: `cache`, `max_attempts`, `grace`, `buffer`, and `reusable`, where None turns reuse off.
 
         Raises:
             TypeError: An argument does not exist or has the wrong type.
             ValueError: The name is not valid.
         """
-        check_options("clone_with()", kwargs, ("cache", "reusable", "max_attempts", "grace"))
+        check_options("clone_with()", kwargs, ("cache", "reusable", "max_attempts", "grace", "buffer"))
+        if "reusable" in kwargs and not kwargs["reusable"]:
+            kwargs.setdefault("buffer", 0)
         if kwargs.get("cache", ...) is None:
             del kwargs["cache"]
         given = {

@@ -154,6 +154,31 @@ def later_queues_key() -> str:
     return f"{PREFIX}later-queues"
 
 
+def fleet_key(queue: str, part: str) -> str:
+    """What the workers of an environment tell each other, see `fleet/lua/seats.lua`: one key for each part of it."""
+    return f"{PREFIX}fleet:{queue}:{part}"
+
+
+def orders_key(queue: str) -> str:
+    """What operators have ordered of an environment: a hash, which outlives every worker."""
+    return f"{PREFIX}orders:{queue}"
+
+
+def drained_hosts_key() -> str:
+    """Hosts that are to run nothing: a hash of host to since when, in seconds since the epoch."""
+    return f"{PREFIX}drained-hosts"
+
+
+def pulse_key() -> str:
+    """When any worker last looked at its fleet, in milliseconds, and until when those who were cut off are awaited."""
+    return f"{PREFIX}pulse"
+
+
+def host_shares_key(host: str) -> str:
+    """What the replicas of a host's workers take of it: a hash of worker to millicores and megabytes."""
+    return f"{PREFIX}host:{host}"
+
+
 def replies_key(process: str) -> str:
     """The channel on which a process hears of the results of its calls; also the `reply_to` of their messages."""
     return f"{_REPLIES}{process}"

@@ -132,3 +132,17 @@ def check_grace(value: object) -> float | None:
     if not seconds >= 0:
         raise ValueError(f"grace must not be negative, got {value!r}: 0 hands running tasks back at once.")
     return float(seconds)
+
+
+def check_buffer(value: object) -> int:
+    """Accept a valid `buffer`.
+
+    Raises:
+        TypeError: If it is no int.
+        ValueError: If it is negative.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"buffer must be an int, got {value!r}: pass 0 or more replicas.")
+    if value < 0:
+        raise ValueError(f"buffer must not be negative, got {value}: 0 keeps no replica beyond those that work needs.")
+    return value

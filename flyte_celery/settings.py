@@ -15,6 +15,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from .quantity import cores, size
+
 _PREFIX = "FLYTE_CELERY_"
 
 #: Fields whose environment variables are not just the prefix and the name, in order of precedence.
@@ -25,7 +27,9 @@ _VARIABLES = {
 }
 
 _URLS = frozenset({"broker_url", "result_backend", "flower_url"})
-_COUNTS = frozenset({"max_start_failures", "max_suspended", "max_ephemeral", "max_processes", "max_files"})
+_COUNTS = frozenset(
+    {"max_start_failures", "max_suspended", "max_ephemeral", "max_processes", "max_files", "host_memory"}
+)
 #: Times of which 0 means something: at once, or none.
 _MAY_BE_ZERO = frozenset({"grace", "lookahead", "start_backoff", "start_backoff_cap", "idle_ttl", "scaledown_ttl"})
 _OPTIONAL = frozenset(
@@ -38,6 +42,9 @@ _OPTIONAL = frozenset(
         "flower_url",
         "max_age",
         "max_ephemeral",
+        "host_cores",
+        "host_memory",
+        "code_version",
     }
 )
 
@@ -62,6 +69,9 @@ class Settings:
 
     project_dir: Path = field(default_factory=Path.cwd)
     """The directory whose `.flyte-celery` folder holds what runs for this project (variable `FLYTE_CELERY_HOME`)."""
+
+    code_version: str | None = None
+    """The version of the code that a worker runs, such as a commit. Workers with another one than the newest drain."""
 
     flower_url: str | None = None
     """Where people reach Flower, such as `https://flower.example.com`: `run.url` points into it. None: no `url`."""
@@ -92,6 +102,12 @@ class Settings:
 
     max_ephemeral: int | None = None
     """Ephemeral replicas at once beside an environment's own. None: what the machine's cores and memory allow."""
+
+    host_cores: float | None = None
+    """Cores that this host gives to replicas, by what their `Resources` ask for. None: what the worker may use."""
+
+    host_memory: int | None = None
+    """The same in bytes of memory; the variable takes a quantity such as `48Gi`, too. None: the machine's."""
 
     max_processes: int = 1000
     """Processes of one replica at once, its tasks' children included; one more, and the replica is ended."""
@@ -158,16 +174,22 @@ def _parsed(name: str, variable: str, text: str) -> Any:
     value: Any = text
     if name == "project_dir":
         value = Path(text)
-    elif name not in _URLS:
+    elif name == "host_memory":
+        value = size(text, variable)
+    elif name not in _URLS and name != "code_version":
         try:
             value = int(text) if name in _COUNTS else float(text)
         except ValueError:
-            wanted = "a whole number" if name in _COUNTS else "a number of seconds"
+            wanted = "a whole number" if name in _COUNTS else _wanted(name)
             raise ValueError(f"{variable}={text!r} is not {wanted}: correct or remove the variable.") from None
     try:
         return _checked(name, value)
     except ValueError as error:
         raise ValueError(f"{error} It comes from the environment variable {variable}.") from None
+
+
+def _wanted(name: str) -> str:
+    return "a number of cores" if name == "host_cores" else "a number of seconds"
 
 
 def _checked(name: str, value: Any) -> Any:
@@ -177,6 +199,18 @@ def _checked(name: str, value: Any) -> Any:
         return _directory(value)
     if name in _URLS:
         return _url(name, value)
+    if name == "code_version":
+        if not isinstance(value, str):
+            raise TypeError(f"code_version={value!r} is a {type(value).__name__}: give text, such as a commit.")
+        return value
+    if name == "host_memory" and isinstance(value, str):
+        value = size(value, name)
+    if name == "host_cores":
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise TypeError(f"host_cores={value!r} is a {type(value).__name__}: give a number of cores.")
+        if not cores(value, name):
+            raise ValueError("host_cores=0 leaves no core for any replica: give more than 0.")
+        return float(value)
     return _count(name, value) if name in _COUNTS else _seconds(name, value)
 
 

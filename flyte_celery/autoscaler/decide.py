@@ -2,7 +2,7 @@
 
 ```
 demand = ready + running                      a suspended task asks for no slot, yet keeps the environment awake
-wanted = ceil(demand / concurrency)           within [lowest, highest]
+wanted = ceil(demand / concurrency) + buffer  within [lowest, highest]
 
 up      to `wanted`, at once, also from zero
 down    to the largest `wanted` of the last `scaledown_ttl` seconds, no further
@@ -45,6 +45,9 @@ class Limits:
     idle_ttl: float
     """Seconds without work after which the whole environment rests at zero."""
 
+    buffer: int = 0
+    """Replicas kept ready beyond those that the demand needs, until the environment rests."""
+
     def __post_init__(self) -> None:
         if not 0 <= self.lowest <= self.highest:
             raise ValueError(
@@ -62,8 +65,8 @@ class Limits:
         return min(self.highest, max(self.lowest, replicas))
 
     def needed(self, seen: Observed) -> int:
-        """Replicas that would give every ready or running task a slot, whatever the bounds say."""
-        return -(-seen.demand // self.concurrency)
+        """Replicas that would give every ready or running task a slot, and the buffer, whatever the bounds say."""
+        return -(-seen.demand // self.concurrency) + self.buffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,8 @@ class Reason(enum.StrEnum):
     DEMAND = "demand"
     #: Into the policy's bounds: the minimum at start, or bounds that have changed since.
     BOUNDS = "bounds"
+    #: Up: an operator wants replicas ahead of the work.
+    PREWARMED = "prewarmed"
     #: Down: the surplus is older than `scaledown_ttl`.
     DRAINING = "draining"
     #: Down to zero: no ready, running or suspended work for `idle_ttl`.
@@ -115,6 +120,10 @@ class Reason(enum.StrEnum):
     ASLEEP = "asleep"
     #: The policy allows no replica at all (`highest` is 0).
     CLOSED = "closed"
+    #: An operator wants none here: the environment, or this host, is drained.
+    DRAINED = "drained"
+    #: Workers with a newer definition of the environment have taken over.
+    SUPERSEDED = "superseded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +209,8 @@ def explain(decision: Decision, seen: Observed | None, limits: Limits) -> str:
     work = f"{seen.ready} ready, {seen.running} running and {seen.suspended} suspended tasks"
     needed = limits.needed(seen)
     need = f"{work} need {_replicas(needed)} of {limits.concurrency}"
+    if limits.buffer:
+        need += f", {limits.buffer} of them as a buffer"
     if needed > limits.highest:
         need += f", and the policy allows {limits.highest}"
     match decision.reason:
@@ -212,6 +223,8 @@ def explain(decision: Decision, seen: Observed | None, limits: Limits) -> str:
                 why += f", and the policy keeps {limits.lowest}"
         case Reason.DEMAND:
             why = f"Goes up to {_replicas(decision.target)}: {need}"
+        case Reason.PREWARMED:
+            why = f"Goes up to {_replicas(decision.target)}: an operator wants them ahead of the work"
         case Reason.BOUNDS:
             why = f"Goes to {_replicas(decision.target)}: the policy asks for {limits.lowest} to {limits.highest}"
         case Reason.DRAINING:
@@ -220,6 +233,10 @@ def explain(decision: Decision, seen: Observed | None, limits: Limits) -> str:
             why = f"Lets every replica go: no ready, running or suspended task for {limits.idle_ttl:g} s"
         case Reason.CLOSED:
             why = f"Stays at zero with {work}: the policy allows no replica"
+        case Reason.DRAINED:
+            why = f"Lets every replica go with {work}: an operator has drained the environment or this host"
+        case Reason.SUPERSEDED:
+            why = f"Lets every replica go with {work}: workers with a newer definition have taken over"
         case _:
             why = f"Stays at zero: {work}"
     moving = [f"{n} {word}" for n, word in ((seen.starting, "starting"), (seen.draining, "draining")) if n]

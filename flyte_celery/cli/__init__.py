@@ -6,6 +6,7 @@ import click
 
 from .dead import dead
 from .down import down_command
+from .orders import drain_command, pause_command, prewarm_command, resume_command, scale_command
 from .reap import reap_command
 from .show import explain_command, list_command, status_command
 from .up import up_command
@@ -26,6 +27,11 @@ for command in (
     list_command,
     status_command,
     explain_command,
+    scale_command,
+    drain_command,
+    pause_command,
+    resume_command,
+    prewarm_command,
     reap_command,
     dead,
 ):

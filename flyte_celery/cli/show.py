@@ -13,10 +13,14 @@ from typing import Any
 import click
 from celery.bin.base import CeleryCommand
 from kombu.exceptions import OperationalError
+from redis import RedisError
 
 from ..environment import TaskEnvironment
+from ..fleet.catalogue import priority_steps
 from ..fleet.connection import connect_to_broker
 from ..fleet.later import Later
+from ..fleet.orders import orders_of
+from ..fleet.seats import look
 from ..names import queue_name
 from ..settings import redacted
 from .fleet import check_running
@@ -130,6 +134,8 @@ def explain_command(ctx: click.Context, environment: str) -> None:
     """The last decisions about an environment's replicas, each with its reason."""
     app = ctx.obj.app
     known_environment(environment, app)
+    for line in fleet_lines(app, environment):
+        click.echo(line)
     serving = {status["hostname"] for status in ask(app, "env_status") if status["environment"] == environment}
     if not serving:
         raise click.ClickException(
@@ -140,6 +146,29 @@ def explain_command(ctx: click.Context, environment: str) -> None:
         for decision in decisions:
             at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(decision["at"]))
             click.echo(f"  {at}  {decision['reason']:9}  {decision['text']}")
+
+
+def fleet_lines(app: Any, environment: str) -> list[str]:
+    """What all workers of an environment have together, and what operators have ordered; nothing without Redis."""
+    check_running(app)
+    try:
+        if (client := connect_to_broker(app)) is None:
+            return []
+        queue = queue_name(environment)
+        fleet, ordered = look(client, queue, priority_steps(client, queue)), orders_of(client, queue)
+    except RedisError:
+        return []
+    lines = []
+    if fleet.workers:
+        lines.append(
+            f"{click.style('fleet', bold=True)}  {fleet.all_live} of {fleet.target} replicas wanted, {fleet.all_seats} "
+            f"seats taken, in {fleet.workers} worker(s), generation {fleet.current}"
+        )
+        waiting = fleet.ready + fleet.all_waiting
+        lines.append(f"  tasks   {waiting} ready, {fleet.all_running} running, {fleet.all_suspended} suspended")
+    if str(ordered):
+        lines.append(f"  orders  {environment} is {ordered}")
+    return lines
 
 
 def ask(app: Any, command: str) -> list[Any]:

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import redis
+from redis.exceptions import BusyLoadingError
 from redis.sentinel import Sentinel
 
 from ..embedded import client_url
@@ -29,6 +30,16 @@ def is_too_old(client: redis.Redis) -> bool:
     except (redis.RedisError, LookupError, ValueError):
         return False
     return version < OLDEST_VERSION
+
+
+def does_not_run(exc: BaseException) -> bool:
+    """Whether an error of a command says that the server does not run, or is loading, rather than be out of reach."""
+    seen: BaseException | None = exc
+    while seen is not None:
+        if isinstance(seen, ConnectionRefusedError | FileNotFoundError | BusyLoadingError):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 def connect_to_broker(app: Any) -> redis.Redis | None:

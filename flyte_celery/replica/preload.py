@@ -26,7 +26,7 @@ from ..supervisor import usage
 from ..supervisor.confinement import adopt_orphans, enter
 from ..supervisor.cpus import Cpus
 from ..supervisor.family import Family
-from ..supervisor.processes import Broke, Ended, Forked, Preloaded, PreloadFailed, Start, Used
+from ..supervisor.processes import Broke, Ended, Forked, KeepUntil, Preloaded, PreloadFailed, Start, Used
 from ..supervisor.watchdog import Bound, Breach, KernelKills, Watchdog
 from ..supervisor.wire import READ_SIZE, Decoder, encode
 from . import main as replica_main
@@ -35,6 +35,9 @@ from .plan import ReplicaPlan
 
 #: Most descriptors taken from one read; each travels with one short command.
 _MAX_FDS = 64
+
+#: Seconds between two attempts to end what should have ended.
+_BETWEEN_KILLS = 0.02
 
 
 class Launcher:
@@ -51,6 +54,8 @@ class Launcher:
         self.kernel_kills = KernelKills()
         self.app: Any = None
         self.plan: ReplicaPlan
+        #: When (monotonic seconds) every replica has to go because others may run in its place.
+        self.keep_until = float("inf")
 
     def run(self) -> int:
         """Preload, then fork on command. Returns the exit code."""
@@ -65,8 +70,11 @@ class Launcher:
             selector.register(wakeup, selectors.EVENT_READ)
             while True:
                 while commands:
-                    self._start(commands.popleft())
-                for key, _ in selector.select(self.watchdog.wait(time.monotonic())):
+                    self._obey(commands.popleft())
+                ready = selector.select(self._wait(time.monotonic()))
+                if time.monotonic() >= self.keep_until and not any(key.fileobj is self.sock for key, _ in ready):
+                    self._kill_all()  # the worker may be stopped, and others may run replicas in place of these
+                for key, _ in ready:
                     if key.fileobj is wakeup:
                         wakeup.recv(4096)
                         self._reap()
@@ -76,6 +84,20 @@ class Launcher:
                         except EOFError:
                             return self._kill_all()
                 self._watch(time.monotonic())
+
+    def _obey(self, command: Start | KeepUntil) -> None:
+        if isinstance(command, KeepUntil):
+            self.keep_until = command.moment
+        else:
+            self._start(command)
+
+    def _wait(self, now: float) -> float | None:
+        """Seconds until there is something to do; None when it is not a matter of time."""
+        look = self.watchdog.wait(now)
+        if not self.children or self.keep_until == float("inf"):
+            return look
+        left = max(_BETWEEN_KILLS, self.keep_until - now)
+        return left if look is None else min(look, left)
 
     def _watch(self, now: float) -> None:
         self.kernel_kills.look(now)

@@ -109,6 +109,17 @@ class Start:
     fresh: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class KeepUntil:
+    """Command to the launcher: replicas may live until then, unless another one of these comes.
+
+    What ends them is a clock, not the worker: the worker may be stopped.
+    """
+
+    #: Monotonic seconds, which all processes of a machine count alike.
+    moment: float
+
+
 class Launcher:
     """The worker's end of its launcher process.
 
@@ -158,6 +169,11 @@ class Launcher:
         finally:
             theirs.close()
         return Line(ours)
+
+    def keep_until(self, moment: float) -> None:
+        """Have every replica ended at a moment (monotonic seconds) unless this is called again."""
+        with contextlib.suppress(OSError):
+            self.line.sock.sendall(encode(KeepUntil(moment)))
 
     def receive(self) -> list[LauncherEvent]:
         """Everything that the launcher reported since the last call; call it when `line` is readable."""

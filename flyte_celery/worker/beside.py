@@ -70,7 +70,7 @@ class Beside:
         self._mover = mover
         self._groups: dict[str, Group] = {}
         self._scalers: dict[str, Autoscaler] = {}
-        self._machine = Machine.here()
+        self._machine = Machine.here(serving.settings)
         #: Whether somebody waits for room in this round.
         self._full = False
 

@@ -43,9 +43,11 @@ class Machine:
     memory: int
 
     @classmethod
-    def here(cls) -> Machine:
-        """This machine, or the container that the worker runs in."""
-        return cls(usage.cores(), usage.total_memory())
+    def here(cls, settings: Settings | None = None) -> Machine:
+        """This machine, or the container that the worker runs in; what the settings say of it wins."""
+        cores = None if settings is None else settings.host_cores
+        memory = None if settings is None else settings.host_memory
+        return cls(usage.cores() if cores is None else cores, usage.total_memory() if memory is None else memory)
 
     def fits(self, share: Share, taken: Iterable[Share]) -> bool:
         """Whether a replica fits in beside others."""
@@ -89,6 +91,18 @@ def share(resources: Resources | None, cores: float) -> Share:
     wanted = resources or Resources()
     asked = wanted.cpu_request()
     return Share(cores if asked is None else asked, wanted.memory_request() or 0)
+
+
+def too_small(share: Share, machine: Machine, wanted: int) -> str | None:
+    """Why this machine cannot run as many replicas as a policy allows, in a sentence; None when it can."""
+    if not (share.cores or share.memory) or machine.holds(share) >= wanted:
+        return None
+    each = [f"{share.cores:g} core(s)"] * bool(share.cores) + [f"{share.memory / 2**30:.2g} GiB"] * bool(share.memory)
+    return (
+        f"This host has room for {machine.holds(share)} of up to {wanted} replicas: each takes {' and '.join(each)} of "
+        f"its {machine.cores:g} cores and {machine.memory / 2**30:.2g} GiB. Workers on other hosts can have the rest; "
+        "FLYTE_CELERY_HOST_CORES and FLYTE_CELERY_HOST_MEMORY say otherwise."
+    )
 
 
 def thread_variables(resources: Resources | None, environ: Mapping[str, str]) -> dict[str, str]:

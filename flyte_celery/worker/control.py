@@ -6,6 +6,8 @@ send; in an environment's worker they move the autoscaler's bounds instead.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from celery.utils.functional import maybe_list
@@ -13,6 +15,7 @@ from celery.utils.log import get_logger
 from celery.worker import control as celery_control
 from celery.worker.control import Panel, nok, ok
 
+from ..fleet import orders
 from ..names import queue_name
 from .pool import ReplicaPool
 from .status import status_of
@@ -29,6 +32,16 @@ def register() -> None:
         pool_shrink
     )
     Panel.register(type="control", variadic="task_id", signature="[id1 [id2 [... [idN]]]]")(revoke)
+    for name, order in _ORDERS.items():
+        Panel.register(type="control", name=name, help=f"{order.__doc__} For all workers of the environment.")(order)
+    Panel.register(
+        type="control",
+        args=[("lowest", int), ("highest", int)],
+        signature="[MIN MAX]",
+        help="Let other bounds hold than the policy's, or the policy's again, for all workers of the environment.",
+    )(env_scale)
+    Panel.register(type="control", args=[("n", int)], signature="[N=1]", help="Start N replicas now.")(env_prewarm)
+    Panel.register(type="inspect", help="What all workers of this worker's environment have together.")(env_fleet)
     Panel.register(type="inspect", help="Status of the environment that this worker serves.")(env_status)
     Panel.register(type="inspect", help="The last autoscaling decisions.")(env_explain)
 
@@ -59,6 +72,53 @@ def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None
         # It comes back as any message does, and Celery, which knows it as revoked by now, says so to its caller.
         keeper.bring_forward(map(str, maybe_list(task_id) or ()))
     return answer
+
+
+def env_pause(state: Any, **_: Any) -> Any:
+    """Take no more tasks."""
+    return _order(state, orders.pause, "paused")
+
+
+def env_resume(state: Any, **_: Any) -> Any:
+    """End a pause or a drain."""
+    return _order(state, orders.resume, "serves again")
+
+
+def env_drain(state: Any, **_: Any) -> Any:
+    """Take no more tasks and end every replica."""
+    return _order(state, orders.drain, "drains")
+
+
+_ORDERS = {"env_pause": env_pause, "env_resume": env_resume, "env_drain": env_drain}
+
+
+def env_scale(state: Any, lowest: int | None = None, highest: int | None = None, **_: Any) -> Any:
+    """Let other bounds hold for the whole fleet; without any, the policy's again."""
+    if lowest is None or highest is None:
+        return _order(state, orders.reset, "its policy's bounds hold again")
+    try:
+        return _order(state, lambda client, queue: orders.scale(client, queue, lowest, highest), "scaled")
+    except ValueError as exc:
+        return nok(str(exc))
+
+
+def env_prewarm(state: Any, n: int = 1, **_: Any) -> Any:
+    """Have replicas now."""
+    return _order(state, lambda client, queue: orders.prewarm(client, queue, n), f"{n} replica(s) are asked for")
+
+
+def _order(state: Any, order: Callable[[Any, str], object], done: str) -> Any:
+    serving = state.consumer.controller.pool.serving
+    if serving.keeper is None:
+        return nok(f"{serving.name}: the broker keeps no orders; they need Redis as the broker")
+    serving.keeper.order(order)
+    return ok(f"{serving.name}: {done}")
+
+
+def env_fleet(state: Any, **_: Any) -> dict[str, Any] | None:
+    """What this worker last heard of its fleet, None where there is none."""
+    view = getattr(state.consumer.controller.autoscaler, "view", None)
+    return None if view is None else asdict(view)
 
 
 def env_status(state: Any, **_: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -11,11 +12,18 @@ import redis
 from celery.utils.log import get_logger
 
 from ..fleet.claims import Claim, Claims, LeaseLostError
+from ..fleet.connection import does_not_run
 from ..fleet.dead import DeadLetters, dead_letter
 from ..fleet.later import Later, move_all_due
+from ..fleet.orders import is_held_back
 from ..fleet.reaper import reap
+from ..fleet.seats import Place, Seats
 
 logger = get_logger("flyte_celery.worker")
+
+#: Seconds before the end of its lease at which the replicas of a worker that is cut off are ended, at most, and as a
+#: part of the lease: enough for all of them to be gone when others start replicas in their place.
+MARGIN, MARGIN_SHARE = 1.0, 0.1
 
 
 class Keeper:
@@ -39,6 +47,17 @@ class Keeper:
         self.on_lease_lost: Callable[[], Any] = lambda: None
         #: How many claims are tasks waiting for their children, in whose place others may be claimed; the pool sets it.
         self.count_suspended: Callable[[], int] = lambda: 0
+        #: Called with the moment (monotonic seconds) until when nobody else may have this worker's seats.
+        self.on_proof: Callable[[float], Any] = lambda _: None
+        #: Until when that is.
+        self.safe_until = 0.0
+        #: Whether that was over before it was proven again: others may have had the seats, and replicas were ended.
+        self.forfeited = False
+        #: Most claims that may be held; None for as many as the pool's capacity. The autoscaler sets it.
+        self.most_claims: int | None = None
+        #: The worker's seats, None where each worker has bounds of its own.
+        self.seats: Seats | None = None
+        self._held_back = False
         self._flush_asked = False
         #: Redis did not answer lately: what is noted waits for the next renewal, and nobody waits for a time-out.
         self._away = False
@@ -54,6 +73,11 @@ class Keeper:
         # Node names are given again after a restart; claims of an earlier life must not look like this one's.
         return f"{self.hostname}:{uuid.uuid4().hex[:12]}"
 
+    def give_seats(self, place: Place) -> None:
+        """Let the worker share its environment's bounds with all others."""
+        claims = self.claims
+        self.seats = Seats(self._client, claims.queue, claims.steps, lambda: self.claims.worker, claims.lease, place)
+
     def shares_server_with(self, backend: Any) -> bool:
         """Whether a result backend keeps its results in the database that has the leases."""
         ours = self._client.connection_pool.connection_kwargs
@@ -65,13 +89,35 @@ class Keeper:
 
     def begin(self) -> None:
         """Take the lease; while Redis does not answer the next renewal finds none, and takes one."""
+        sent_at = time.monotonic()
         with contextlib.suppress(redis.RedisError):
             self.claims.take_lease()
+            self.proven(sent_at)
 
     def lease_lost(self) -> None:
         """Somebody was told that the lease is over: see to it now, not at the next renewal."""
         if self.hub is not None:
             self.hub.call_soon(self.on_lease_lost)
+
+    @property
+    def away(self) -> bool:
+        """Whether Redis did not answer lately; the next renewal finds out again."""
+        return self._away
+
+    def proven(self, sent_at: float) -> None:
+        """The lease was renewed by a command that was sent at this moment (monotonic seconds)."""
+        lease, now = self.claims.lease, time.monotonic()
+        self.forfeited = self.forfeited or now > self.safe_until > 0
+        until = sent_at + lease - min(MARGIN, lease * MARGIN_SHARE)
+        if until - self.safe_until >= lease / 10 or self.safe_until < now:
+            self.safe_until = until
+            self.on_proof(until)
+
+    def refused(self, exc: redis.RedisError) -> None:
+        """Redis did not answer. Where its port says that it does not run, nobody else has this worker's seats."""
+        self._away = True
+        if does_not_run(exc):
+            self.proven(time.monotonic())
 
     def renew(self) -> bool:
         """Renew the lease.
@@ -79,11 +125,12 @@ class Keeper:
         Returns:
             False when it was lost: every claim is somebody else's now, and this worker has begun a new life.
         """
+        sent_at = time.monotonic()
         try:
             self.claims.renew_lease()
         except redis.RedisError as exc:
             logger.warning("The lease could not be renewed: %s", exc)
-            self._away = True
+            self.refused(exc)
             return True
         except LeaseLostError as exc:
             logger.error("%s Its tasks are run by others; what still runs here is ended.", exc)
@@ -93,6 +140,7 @@ class Keeper:
             self.begin()
             return False
         self._away = False
+        self.proven(sent_at)
         self.flush()
         owed, self._owed = self._owed, []
         self.hand_back(owed)
@@ -136,6 +184,23 @@ class Keeper:
             return bool(self._client.ping())
         except redis.RedisError:
             return False
+
+    def order(self, order: Callable[[redis.Redis, str], object]) -> None:
+        """Write down what an operator orders of the environment.
+
+        Raises:
+            redis.RedisError: It could not be.
+        """
+        order(self._client, self.claims.queue)
+
+    def is_held_back(self) -> bool:
+        """Whether an operator wants this worker to take nothing; what was last known while Redis does not answer."""
+        if not self._away:
+            try:
+                self._held_back = is_held_back(self._client, self.claims.queue, self.hostname.partition("@")[2])
+            except redis.RedisError as exc:
+                self.refused(exc)
+        return self._held_back
 
     def reap(self) -> None:
         """Hand back the claims of workers that are dead, and what is due of future work, of any environment."""
@@ -235,6 +300,8 @@ class Keeper:
         self.hand_back(list(self.claims.held), interrupted=True)
         self._reclaim(everything=True)
         try:
+            if self.seats is not None:
+                self.seats.leave()
             self.claims.leave()
         except redis.RedisError as exc:
             logger.warning("The lease cannot be given up, it runs out by itself: %s", exc)

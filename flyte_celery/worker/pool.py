@@ -20,6 +20,7 @@ from celery.utils.log import get_logger
 
 from ..autoscaler.decide import Observed, ReplicaState, ReplicaView
 from ..errors import RuntimeSystemError
+from ..fleet.seats import Report
 from ..fleet.storing import UNFENCED
 from ..overrides import effective, replica_options
 from ..supervisor.lifecycle import Drain, Load, Revive, Starts, State, StopReason, Tick
@@ -83,6 +84,8 @@ class ReplicaPool(BasePool):
         self._limits = TimeLimits(self.replicas)
         #: Called when demand may have changed; the autoscaler sets it.
         self.on_change: Callable[[], None] = lambda: None
+        #: Called once per interval; the autoscaler sets it.
+        self.on_tick: Callable[[], None] = lambda: None
         self._tasks = self.serving.environment.tasks
         self._async_names = {task.name for task in self._tasks.values() if task.is_async}
         self.stopping = Stopping(self, self.serving.grace)
@@ -115,6 +118,7 @@ class ReplicaPool(BasePool):
         if (keeper := self.serving.keeper) is not None:
             keeper.hub = loop
             keeper.on_lease_lost = self._renew
+            keeper.on_proof = self.replicas.keep_until
             keeper.count_suspended = lambda: self.suspended + self.beside.claimed
             # Celery has forgotten what it had scheduled or limited before it lost its connection; what is here stays.
             keeper.hand_back_now()
@@ -456,7 +460,7 @@ class ReplicaPool(BasePool):
             self.replicas.step(replica, Tick())
             self.retire_if_due(replica)
         self._consider_beside()
-        self.on_change()
+        self.on_tick()
 
     def _renew(self) -> None:
         keeper = self.serving.keeper
@@ -476,30 +480,61 @@ class ReplicaPool(BasePool):
                 replica.jobs.clear()  # when it is gone, nothing of it is to be run again here
                 self.replicas.kill(replica, StopReason.LEASE_LOST)
 
-    def start_replicas(self, n: int) -> int:
+    def start_replicas(self, n: int, new: int | None = None) -> int:
         """Revive draining replicas of the environment, then start new ones, up to `n`. Returns how many were had."""
-        if had := self.start_in(self.group, n):
+        if had := self.start_in(self.group, n, new):
             self.dispatch()
         return had
 
-    def start_in(self, group: Group, n: int) -> int:
-        """The same for a group."""
+    def start_in(self, group: Group, n: int, new: int | None = None) -> int:
+        """The same for a group; `new` is how many may be new ones at most."""
         if self.stopping.begun:
             return 0
         had = 0
-        for replica in self.replicas.in_state(State.DRAINING, group=group):
-            if had < n and not self.replicas.used_up(replica) and replica.child.reason is not StopReason.RECYCLED:
-                self.replicas.step(replica, Revive())
-                had += 1
-        while had < n and self.starts.allowed(time.monotonic(), self.replicas.count(State.STARTING)):
+        for replica in self._revivable(group)[:n]:
+            self.replicas.step(replica, Revive())
+            had += 1
+        most = n if new is None else min(n, had + new)
+        while had < most and self.starts.allowed(time.monotonic(), self.replicas.count(State.STARTING)):
             self.replicas.start(group)
             had += 1
         return had
+
+    def _revivable(self, group: Group) -> list[Replica]:
+        return [
+            replica
+            for replica in self.replicas.in_state(State.DRAINING, group=group)
+            if not self.replicas.used_up(replica) and replica.child.reason is not StopReason.RECYCLED
+        ]
 
     @property
     def live(self) -> int:
         """Replicas of the environment that take tasks, or will."""
         return self.replicas.live(self.group)
+
+    def report(self) -> Report:
+        """What a worker tells its fleet, but for its target."""
+        seen, exist, ending = self.observed(), self.replicas.seated(self.group), self.stopping.begun
+        return Report(
+            exist=exist,
+            live=0 if ending else self.live,
+            revivable=0 if ending else len(self._revivable(self.group)),
+            waiting=seen.ready,
+            running=seen.running,
+            suspended=seen.suspended,
+            starting=seen.starting,
+            room=0 if ending else max(0, self.serving.room - exist),
+        )
+
+    def end_all(self) -> None:
+        """Kill every replica of the environment: others may have their seats."""
+        for replica in self.replicas.of(self.group):
+            self.replicas.kill(replica, StopReason.LEASE_LOST)
+
+    def give_back_waiting(self) -> None:
+        """Put what waits for the environment's replicas back into the queue: other workers have the seats."""
+        for job in list(self.group.waiting):
+            self.hand_back(job)
 
     def observed(self) -> Observed:
         """The demand for the environment's replicas that this worker has claimed, and the replicas."""

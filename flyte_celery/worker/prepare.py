@@ -33,12 +33,13 @@ from ..supervisor.confinement import Confinement
 from ..supervisor.lifecycle import Patience
 from . import transport
 from .beside import ONE_CORE
-from .bounds import Machine, confinement, share, thread_variables
+from .bounds import Machine, confinement, share, thread_variables, too_small
 from .keeper import Keeper
+from .place import place_of
 from .pool import ReplicaPool
 from .promises import is_amqp, weaker_promises
 from .recycling import Recycling
-from .serving import Serving
+from .serving import MOST_ROOM, Serving
 
 #: Seconds that a worker waits at its start for a broker that does not answer before it gives up.
 BROKER_PATIENCE = 10.0
@@ -218,11 +219,12 @@ def _serving(worker: Any, environment: TaskEnvironment, broker_url: str, keeper:
             policy.concurrency,
             scaledown_ttl=_seconds(options.get("scaledown_ttl"), settings.scaledown_ttl, policy.scaledown_ttl),
             idle_ttl=_seconds(options.get("idle_ttl"), settings.idle_ttl, policy.idle_ttl),
+            buffer=environment.buffer,
         )
 
     policy = environment.reusable
     if policy is None:
-        most = worker.concurrency if _is_given(worker) else Machine.here().holds(share(resources, ONE_CORE))
+        most = worker.concurrency if _is_given(worker) else Machine.here(settings).holds(share(resources, ONE_CORE))
         limits = Limits(0, most, 1, scaledown_ttl=0.0, idle_ttl=0.0)
         max_tasks: int | None = 1
     else:
@@ -233,6 +235,10 @@ def _serving(worker: Any, environment: TaskEnvironment, broker_url: str, keeper:
         max_tasks = worker.max_tasks_per_child or None
     environ = {name: str(value) for name, value in (environment.env_vars or {}).items()}
     environ |= thread_variables(resources, {**os.environ, **environ})
+    asked, machine = share(resources, 0.0), Machine.here(settings)
+    seated = keeper is not None and policy is not None
+    if keeper is not None and seated:
+        keeper.give_seats(place_of(environment, worker.hostname, asked, machine))
     return Serving(
         environment=environment,
         limits=limits,
@@ -265,6 +271,8 @@ def _serving(worker: Any, environment: TaskEnvironment, broker_url: str, keeper:
         inherited=dict(os.environ),
         confinement=confined,
         recycling=_recycling(worker, settings, confined),
+        room=machine.holds(asked) if asked.cores or asked.memory else MOST_ROOM,
+        too_small=too_small(asked, machine, limits.highest) if seated else None,
         limits_of=limits_of,
     )
 

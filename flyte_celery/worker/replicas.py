@@ -140,6 +140,8 @@ class Replicas:
         self._numbers = itertools.count(1)
         self._replicas: dict[int, Replica] = {}
         self._launcher: Launcher | None = None
+        #: What the launcher was last told of, see `keep_until`.
+        self._keep_until: float | None = None
         #: Replicas for which something was noted in this turn of the event loop.
         self._unwritten: list[Replica] = []
         #: The worker's event loop, None before it runs.
@@ -177,6 +179,14 @@ class Replicas:
             replica.retiring is None and not self._parked(replica)
             for replica in self.in_state(State.STARTING, State.READY, group=group)
         )
+
+    def seated(self, group: Group) -> int:
+        """Replicas of a group that need a seat each: all that exist, those that start or drain included.
+
+        Not those in whose place others come, whose seats these take: replicas that are being replaced, and used up
+        ones that only wait for children.
+        """
+        return sum(replica.retiring is None and not self._parked(replica) for replica in self.of(group))
 
     def _parked(self, replica: Replica) -> bool:
         return bool(replica.suspended) and not replica.running and self.used_up(replica)
@@ -231,6 +241,8 @@ class Replicas:
         import os
 
         self._launcher = Launcher(self._serving.plan, {**os.environ, **self._serving.environ})
+        if self._keep_until is not None:
+            self._launcher.keep_until(self._keep_until)
         if self.hub is not None:
             self.hub.add_reader(self._launcher.line.fileno(), self._on_launcher)
 
@@ -290,6 +302,17 @@ class Replicas:
         replica.doomed = True
         if replica.pid:
             kill(replica.pid)
+
+    def keep_until(self, moment: float) -> None:
+        """Have every replica ended at a moment (monotonic seconds) unless this is called again, by the launcher."""
+        self._keep_until = moment
+        if self._launcher is not None:
+            self._launcher.keep_until(moment)
+
+    @property
+    def launcher_pid(self) -> int | None:
+        """Process id of the launcher, None where there is none."""
+        return None if self._launcher is None else self._launcher.pid
 
     def drain_all(self) -> None:
         """The worker stops: let every replica finish what it runs, then run its shutdown hooks and end."""

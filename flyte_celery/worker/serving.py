@@ -15,6 +15,9 @@ from ..supervisor.lifecycle import Patience
 from .keeper import Keeper
 from .recycling import Recycling
 
+#: Replicas for which a host has room that asks nothing of it: more than any policy allows.
+MOST_ROOM = 10_000
+
 
 @dataclass(frozen=True, slots=True)
 class Serving:
@@ -46,6 +49,10 @@ class Serving:
     #: What one replica may use.
     confinement: Confinement = field(default_factory=Confinement)
     recycling: Recycling = field(default_factory=Recycling)
+    #: Replicas that this host has room for, by what they ask of it.
+    room: int = MOST_ROOM
+    #: Why that is less than the policy allows, None where it is not.
+    too_small: str | None = None
     #: The bounds that a policy means here, options and settings of the worker included.
     limits_of: Callable[[ReusePolicy], Limits] = lambda policy: Limits(
         policy.min_replicas, policy.max_replicas, policy.concurrency, scaledown_ttl=30.0, idle_ttl=30.0

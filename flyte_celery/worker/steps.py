@@ -9,6 +9,7 @@ from celery.utils.log import get_logger
 
 from ..autoscaler.decide import Observed
 from ..autoscaler.driver import Autoscaler, Explained
+from ..autoscaler.shared import SharedAutoscaler
 from ..clock import SystemClock
 from ..fleet.catalogue import Catalogue
 from ..fleet.connection import connect_to_broker
@@ -17,6 +18,7 @@ from ..settings import redacted
 from . import control
 from .away import stay_alive
 from .bounds import unenforced
+from .place import succeed
 from .pool import ReplicaPool
 from .serving import Serving
 
@@ -50,11 +52,17 @@ class AutoscalerStep(bootsteps.StartStopStep):
         """Put the autoscaler where Celery's own would be, so that its control commands find it."""
         worker = self._worker = parent
         pool: ReplicaPool = worker.pool
-        worker.autoscaler = self._autoscaler = Autoscaler(
-            pool, pool.serving.limits, self._look, SystemClock(), self._decided
-        )
+        worker.autoscaler = self._autoscaler = self._made(pool)
         pool.on_change = self._soon
+        pool.on_tick = self._tick
         control.register()
+
+    def _made(self, pool: ReplicaPool) -> Autoscaler:
+        keeper, limits = pool.serving.keeper, pool.serving.limits
+        if keeper is None or keeper.seats is None:
+            return Autoscaler(pool, limits, self._look, SystemClock(), self._decided)
+        keeper.most_claims = 0  # until it is known what there is
+        return SharedAutoscaler(pool, limits, keeper.seats, keeper, SystemClock(), self._decided, self._heard)
 
     def start(self, parent: Any) -> None:
         """Say what is served from where, and tell the fleet's other processes that this environment exists."""
@@ -65,8 +73,12 @@ class AutoscalerStep(bootsteps.StartStopStep):
             logger.warning("%s: %s", serving.name, serving.weaker)
         if (missing := unenforced(serving.environment.resources)) is not None:
             logger.warning("%s: %s", serving.name, missing)
+        if serving.too_small is not None:
+            logger.warning("%s: %s", serving.name, serving.too_small)
         self._catalogue = Catalogue(connect_to_broker(parent.app))
         self._publish(serving)
+        if serving.keeper is not None and serving.keeper.seats is not None:
+            succeed(serving.keeper.seats, parent.pool.replicas.launcher_pid)
 
     def register_with_event_loop(self, parent: Any, hub: Any) -> None:
         """Publish again from time to time; Celery calls this for each connection, whose loss clears all timers."""
@@ -95,6 +107,34 @@ class AutoscalerStep(bootsteps.StartStopStep):
         self._considering = False
         self._autoscaler.consider()
         self._adjust_prefetch()
+
+    def _tick(self) -> None:
+        """Once per interval."""
+        keeper = self._worker.pool.serving.keeper
+        if isinstance(self._autoscaler, SharedAutoscaler):
+            self._autoscaler.look()
+            self._adjust_prefetch()
+        else:
+            if keeper is not None:
+                keeper.most_claims = 0 if keeper.is_held_back() else None
+            self._soon()
+
+    def _heard(self) -> None:
+        """Claim what the seats of this worker can run."""
+        autoscaler, pool = self._autoscaler, self._worker.pool
+        assert isinstance(autoscaler, SharedAutoscaler)
+        view, slots = autoscaler.view, autoscaler.limits.concurrency
+        if view is None:
+            return  # without Redis there is nothing to claim
+        if view.paused or not view.serves or autoscaler.refused:
+            most: int | None = 0
+        elif view.workers == 1:
+            most = None
+        elif autoscaler.share:
+            most = autoscaler.share * slots + self._lookahead()
+        else:
+            most = 0 if view.all_live else slots  # whoever is first wakes the environment up
+        pool.serving.keeper.most_claims = most
 
     def _look(self) -> Observed | None:
         # Every message that can run is claimed at once, so what the pool holds is the whole demand up to capacity,

@@ -62,14 +62,16 @@ class ClaimQoS(kombu_redis.QoS):
     channel: Claiming
 
     def can_consume(self) -> bool:
-        """Whether a message would fit."""
-        return self.room > 0
+        """Whether a message would fit; remote control, which has a channel of its own, is always heard."""
+        return not self.channel.active_queues or self.room > 0
 
     @property
     def room(self) -> int:
         """How many messages would fit, as far as one script should claim."""
         most = self.prefetch_count or MOST_AT_ONCE
         keeper = self.channel.keeper
+        if keeper.most_claims is not None:
+            most = min(most, keeper.most_claims)
         return min(MOST_AT_ONCE, most - len(keeper.claims.held) + keeper.count_suspended())
 
     def append(self, message: Any, delivery_tag: str) -> None:

@@ -37,10 +37,14 @@ SOURCE = """
 """
 
 
+#: Room for four replicas of two cores each, whatever machine this is.
+ROOM = {"FLYTE_CELERY_HOST_CORES": "8", "FLYTE_CELERY_HOST_MEMORY": "8Gi"}
+
+
 @pytest.fixture(scope="module")
 def project(shared: Project) -> Project:
     shared.write(SOURCE)
-    shared.start("steered", "--scaledown-ttl", "0.5", env={"FLYTE_CELERY_AUTOSCALE_INTERVAL": "0.1"})
+    shared.start("steered", "--scaledown-ttl", "0.5", env={"FLYTE_CELERY_AUTOSCALE_INTERVAL": "0.1", **ROOM})
     shared.wait_for_replicas("steered", 1)
     return shared
 

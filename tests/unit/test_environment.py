@@ -74,6 +74,7 @@ def test_defaults() -> None:
         "queue": None,
         "max_attempts": 3,
         "grace": None,
+        "buffer": 0,
         "startup_hooks": (),
         "shutdown_hooks": (),
         "_tasks": {},

@@ -13,6 +13,9 @@ from flyte_celery.settings import Settings, redacted
 
 DEFAULTS = {
     "broker_url": None,
+    "code_version": None,
+    "host_cores": None,
+    "host_memory": None,
     "result_backend": None,
     "flower_url": None,
     "grace": None,

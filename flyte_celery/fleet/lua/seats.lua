@@ -1,0 +1,296 @@
+-- One look of one worker at its fleet: it says what it has and wants, and hears what all have and what it may have.
+--
+-- A seat is the right to run one replica. Seats are counted per worker; a worker's count is what it said it has, and
+-- what it was given on top. It holds while the worker's lease does, so who is cut off must end its replicas by then.
+-- Sums are kept, not made, so that a look costs the same however many workers there are.
+--
+-- KEYS  1 workers (sorted set: worker -> end of its lease in ms, see lease.lua)
+--       2 fleet (hash: sums; g:N workers of generation N; d:DEFINITION its generation)
+--       3 reports (hash: worker -> its numbers)         4 owners (sorted set: worker -> end of its lease, maybe older)
+--       5 live (sorted set: worker -> its replicas that do not drain)
+--       6 rooms (sorted set: worker -> replicas that its host has room for besides)
+--       7 targets (sorted set: worker -> replicas that it finds right for the whole fleet)
+--       8 orders of operators (hash)   9 drained hosts (hash)   10 when any worker last looked   11.. priority lists
+-- ARGV  1 "report", "leave" or "look" (of a client without seats)   2 now in ms, or "" for the server's clock
+--       3 worker   4 ms of lease   5 definition   6 host   7 most replicas   8 slots of a replica
+--       9 replicas that exist   10 of these, such as do not drain   11 such as drain and can be taken back
+--       12 waiting   13 running   14 suspended tasks   15 starting   16 room   17 target   18 proof of life
+--       19 millicores   20 megabytes of a replica   21 millicores   22 megabytes of the host, 0 for no bound
+--       23 first part of the key of a host's shares   24 seconds to keep all this for, 0 when it was said lately
+--
+-- Returns -1 when the worker has lost its lease, else the numbers of `seats.View` in their order.
+
+--- Milliseconds without any look after which the server, not a worker, must have been away.
+local OUTAGE = 3000
+--- Milliseconds for which roomier hosts may take what is missing before others do.
+local COURTESY = 1500
+--- Milliseconds for which an order to prewarm is told to workers.
+local PREWARM = 60000
+
+local mode, at, worker = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local now = at
+if not now then
+    local clock = redis.call('TIME')
+    now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+end
+
+local SUMS = {'seats', 'live', 'waiting', 'running', 'suspended', 'starting'}
+local kept = redis.call('HMGET', KEYS[2], 'seats', 'live', 'waiting', 'running', 'suspended', 'starting',
+    'current', 'newest', 'short_since', 'hold_until')
+local sum = {}
+for i, name in ipairs(SUMS) do
+    sum[name] = tonumber(kept[i] or 0)
+end
+local current, newest = tonumber(kept[7] or 0), tonumber(kept[8] or 0)
+local short_since, hold_until = tonumber(kept[9] or 0), tonumber(kept[10] or 0)
+
+--- The numbers of a report: seats, live, waiting, running, suspended, starting, generation, definition, host, proof.
+local function numbers_of(text)
+    local found = {}
+    for word in string.gmatch(text, '%S+') do
+        found[#found + 1] = word
+    end
+    return found
+end
+
+local function add(report, sign)
+    for i, name in ipairs(SUMS) do
+        sum[name] = sum[name] + sign * tonumber(report[i])
+    end
+end
+
+local function forget_generation(number, definition)
+    if redis.call('HINCRBY', KEYS[2], 'g:' .. number, -1) > 0 then
+        return
+    end
+    redis.call('HDEL', KEYS[2], 'g:' .. number, 'd:' .. definition)
+    if tonumber(number) == current then
+        current = 0
+        for _, field in ipairs(redis.call('HKEYS', KEYS[2])) do
+            current = math.max(current, tonumber(string.match(field, '^g:(%d+)$') or 0))
+        end
+    end
+end
+
+local function drop(member)
+    local text = redis.call('HGET', KEYS[3], member)
+    if text then
+        local report = numbers_of(text)
+        add(report, -1)
+        forget_generation(report[7], report[8])
+        redis.call('HDEL', ARGV[23] .. report[9], member)
+        redis.call('HDEL', KEYS[3], member)
+    end
+    for key = 4, 7 do
+        redis.call('ZREM', KEYS[key], member)
+    end
+end
+
+local function save()
+    if redis.call('ZCARD', KEYS[4]) == 0 then
+        redis.call('DEL', KEYS[2])
+        return
+    end
+    redis.call('HSET', KEYS[2], 'seats', sum.seats, 'live', sum.live, 'waiting', sum.waiting, 'running', sum.running,
+        'suspended', sum.suspended, 'starting', sum.starting, 'current', current, 'newest', newest,
+        'short_since', short_since, 'hold_until', hold_until)
+end
+
+if mode == 'leave' then
+    drop(worker)
+    save()
+    return 0
+end
+
+if mode == 'report' then
+    local lease = redis.call('ZSCORE', KEYS[1], worker)
+    if not lease or tonumber(lease) <= 0 then
+        drop(worker)
+        save()
+        return -1
+    end
+    redis.call('ZADD', KEYS[1], now + ARGV[4], worker)
+    redis.call('ZADD', KEYS[4], now + ARGV[4], worker)
+end
+
+-- Seats of workers whose lease is over are free. But when nobody has looked for a while it was the server that was
+-- away, and everybody who comes back finds what he had.
+local pulse = redis.call('GET', KEYS[10])
+local awaited = 0
+if pulse then
+    local looked, until_then = string.match(pulse, '^(%d+) (%d+)$')
+    awaited = tonumber(until_then)
+    if now - tonumber(looked) > OUTAGE then
+        awaited = now + OUTAGE
+    end
+end
+if mode == 'report' then
+    redis.call('SET', KEYS[10], string.format('%d %d', now, awaited), 'EX', 3600)
+end
+if now >= awaited then
+    for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', now, 'LIMIT', 0, 100)) do
+        local lease = tonumber(redis.call('ZSCORE', KEYS[1], member) or 0)
+        if lease > now then
+            redis.call('ZADD', KEYS[4], lease, member)
+        else
+            drop(member)
+        end
+    end
+end
+
+local orders = redis.call('HMGET', KEYS[8], 'min', 'max', 'paused', 'drained', 'prewarm', 'prewarm_id')
+if orders[6] and now - tonumber(orders[6]) > PREWARM then
+    redis.call('HDEL', KEYS[8], 'prewarm', 'prewarm_id')
+    orders[5], orders[6] = nil, nil
+end
+local given, to_drain, seats, generation = 0, 0, 0, 0
+local highest = tonumber(orders[2] or ARGV[7])
+local flags = (orders[3] and 1 or 0) + (orders[4] and 2 or 0)
+
+if mode == 'report' then
+    if redis.call('HEXISTS', KEYS[9], ARGV[6]) == 1 then
+        flags = flags + 4
+    end
+    local had = redis.call('HGET', KEYS[3], worker)
+    local known = tonumber(redis.call('HGET', KEYS[2], 'd:' .. ARGV[5]) or 0)
+    local old = had and numbers_of(had)
+    if old and old[8] == ARGV[5] then
+        generation = tonumber(old[7])
+    else
+        if old then
+            forget_generation(old[7], old[8])
+        end
+        if known == 0 then
+            newest = newest + 1
+            known = newest
+            redis.call('HSET', KEYS[2], 'd:' .. ARGV[5], known)
+        end
+        generation = known
+        redis.call('HINCRBY', KEYS[2], 'g:' .. generation, 1)
+        current = math.max(current, generation)
+    end
+    local may_serve = generation == current and flags < 2
+    local exist, live, revivable = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
+    local room, target = tonumber(ARGV[16]), may_serve and tonumber(ARGV[17]) or 0
+    if old then
+        add(old, -1)
+    end
+    -- It has more than is known of: the server has forgotten. Others may not have been heard yet.
+    if exist > (old and tonumber(old[1]) or 0) then
+        hold_until = now + COURTESY
+    end
+    sum.seats, sum.live = sum.seats + exist, sum.live + live
+
+    if target == 0 then redis.call('ZREM', KEYS[7], worker) else redis.call('ZADD', KEYS[7], target, worker) end
+    local top = redis.call('ZREVRANGE', KEYS[7], 0, 0, 'WITHSCORES')
+    local wanted = math.min(highest, tonumber(top[2] or 0))
+    local missing = wanted - sum.live
+
+    if not may_serve then
+        to_drain = live
+    elseif missing > 0 and now >= hold_until then
+        local free = math.max(0, highest - sum.seats)
+        local most = math.min(missing, revivable + math.min(free, room))
+        local others = redis.call('ZCARD', KEYS[4]) - 1
+        if short_since == 0 then
+            short_since = now
+        end
+        if most > 0 and others > 0 and now - short_since < COURTESY then
+            -- The tasks that it has come first; then one seat after the other goes to the roomiest host.
+            local own = math.ceil((ARGV[12] + ARGV[13]) / ARGV[8]) - live
+            local rooms = redis.call('ZREVRANGE', KEYS[6], 0, 15, 'WITHSCORES')
+            local left = {}
+            for i = 1, #rooms, 2 do
+                if rooms[i] ~= worker then
+                    left[#left + 1] = tonumber(rooms[i + 1])
+                end
+            end
+            local mine, for_me = revivable + room, 0
+            for _ = 1, math.min(missing, free + revivable) do
+                local best = 0
+                for i, each in ipairs(left) do
+                    if best == 0 or each > left[best] then
+                        best = i
+                    end
+                end
+                if best == 0 or mine >= left[best] then
+                    mine, for_me = mine - 1, for_me + 1
+                else
+                    left[best] = left[best] - 1
+                end
+            end
+            most = math.min(most, math.max(own, for_me))
+        end
+        given = math.max(0, most)
+    elseif missing < 0 and live > 0 then
+        -- The host with the fewest lets go: in the end hosts are free.
+        local fewest = redis.call('ZRANGEBYSCORE', KEYS[5], 1, '+inf', 'LIMIT', 0, 1)[1]
+        local fewer = fewest and fewest ~= worker and tonumber(redis.call('ZSCORE', KEYS[5], fewest)) <= live
+        to_drain = fewer and 0 or math.min(-missing, live)
+    end
+
+    local new = math.max(0, given - revivable)
+    local cores, memory, host_cores, host_memory = tonumber(ARGV[19]), tonumber(ARGV[20]), tonumber(ARGV[21]),
+        tonumber(ARGV[22])
+    if cores + memory > 0 then
+        local shares = ARGV[23] .. ARGV[6]
+        if new > 0 then
+            local taken_cores, taken_memory = 0, 0
+            local found = redis.call('HGETALL', shares)
+            for i = 1, #found, 2 do
+                if found[i] ~= worker then
+                    local lease = tonumber(redis.call('ZSCORE', KEYS[1], found[i]) or 0)
+                    if lease > now or (lease > 0 and now < awaited) then
+                        local of_cores, of_memory = string.match(found[i + 1], '^(%d+) (%d+)$')
+                        taken_cores, taken_memory = taken_cores + of_cores, taken_memory + of_memory
+                    else
+                        redis.call('HDEL', shares, found[i])
+                    end
+                end
+            end
+            local fits = new
+            if host_cores > 0 and cores > 0 then
+                fits = math.min(fits, math.floor((host_cores - taken_cores) / cores) - exist)
+            end
+            if host_memory > 0 and memory > 0 then
+                fits = math.min(fits, math.floor((host_memory - taken_memory) / memory) - exist)
+            end
+            if exist == 0 and taken_cores == 0 and taken_memory == 0 then
+                fits = math.max(fits, 1)  -- alone, one that is too large for the host is run all the same
+            end
+            fits = math.max(0, fits)
+            given, new = given - (new - fits), fits
+        end
+        redis.call('HSET', shares, worker, string.format('%d %d', (exist + new) * cores, (exist + new) * memory))
+        redis.call('EXPIRE', shares, 86400)
+    end
+
+    seats = exist + new
+    live = live + given - to_drain
+    sum.seats, sum.live = sum.seats + new, sum.live + given - to_drain
+    if wanted <= sum.live then
+        short_since = 0
+    end
+    sum.waiting, sum.running = sum.waiting + ARGV[12], sum.running + ARGV[13]
+    sum.suspended, sum.starting = sum.suspended + ARGV[14], sum.starting + ARGV[15]
+    redis.call('HSET', KEYS[3], worker, table.concat({seats, live, ARGV[12], ARGV[13], ARGV[14], ARGV[15], generation,
+        ARGV[5], ARGV[6], ARGV[18]}, ' '))
+    if live == 0 then redis.call('ZREM', KEYS[5], worker) else redis.call('ZADD', KEYS[5], live, worker) end
+    room = may_serve and math.max(0, room - new) + math.max(0, revivable - given) or 0
+    if room == 0 then redis.call('ZREM', KEYS[6], worker) else redis.call('ZADD', KEYS[6], room, worker) end
+    if tonumber(ARGV[24]) > 0 then
+        for key = 2, 7 do
+            redis.call('EXPIRE', KEYS[key], ARGV[24])
+        end
+    end
+end
+save()
+
+local ready = 0
+for list = 11, #KEYS do
+    ready = ready + redis.call('LLEN', KEYS[list])
+end
+local top = redis.call('ZREVRANGE', KEYS[7], 0, 0, 'WITHSCORES')
+return {seats, given, to_drain, ready, sum.waiting, sum.running, sum.suspended, sum.starting, sum.seats, sum.live,
+    math.min(highest, tonumber(top[2] or 0)), redis.call('ZCARD', KEYS[4]), generation, current,
+    tonumber(orders[1] or -1), tonumber(orders[2] or -1), flags, tonumber(orders[5] or 0), tonumber(orders[6] or 0)}

@@ -163,15 +163,13 @@ class SharedAutoscaler(Autoscaler):
             if view is None:
                 self.view = None
                 decision = self._decide(None)
+                self._note(decision)
                 break
             self.view = view
-            prewarmed = decision.reason is Reason.PREWARMED
             decision = self._decide(view)
-            if prewarmed and decision.target == told:
-                decision = replace(decision, reason=Reason.PREWARMED)
+            self._note(decision)
             if decision.target == told or not view.serves:
                 break
-        self._note(decision)
         self._move()
         waiting = self._told.waiting if self.view is not None and not self.share else 0
         self.refused = bool(waiting) and (self._must_give_back(self.view))
@@ -242,8 +240,6 @@ class SharedAutoscaler(Autoscaler):
     def _note(self, decision: Decision) -> None:
         self._memory = decision.memory
         text = explain(decision, self._seen, self.limits)
-        if (view := self.view) is not None and view.workers > 1:
-            text = f"{text} This worker has {self.share} of {view.all_live}."
         explained = Explained(self._clock.time(), decision.target, decision.reason, text)
         self.last = explained
         if decision.target != self.target:

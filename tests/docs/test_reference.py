@@ -63,7 +63,7 @@ def test_the_table_has_every_parameter_and_no_other(heading: str) -> None:
     ]
     shown = list(rows(section("parameters.md", heading)))
     if heading == "clone_with":
-        parameters += ["cache", "reusable", "max_attempts", "grace"]
+        parameters += ["cache", "reusable", "max_attempts", "grace", "buffer"]
     assert shown == parameters
 
 

@@ -141,6 +141,7 @@ class Fleet:
             recorder.WORKER: name,
             "FLYTE_CELERY_LEASE": str(self.lease),
             "FLYTE_CELERY_GRACE": str(GRACE),
+            "FLYTE_CELERY_AUTOSCALE_INTERVAL": "0.2",
         }
         if die_at is not None:
             variables[steps.DIE_AT] = die_at

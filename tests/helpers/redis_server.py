@@ -39,16 +39,18 @@ def find_redis_server() -> str:
 
 
 class RedisServer:
-    """A server on a free port of 127.0.0.1, with its files in `folder`.
+    """A server on a free port of this machine, with its files in `folder`.
 
     It keeps its port over `stop()` and `start()`, so a test can take Redis away and bring it back.
 
     Args:
         folder: Directory of its files.
+        address: Where it listens besides 127.0.0.1, if anywhere, with spaces between several.
         durable: Whether it writes an append-only file, so that its data survive `stop()`; without, it comes back empty.
     """
 
-    def __init__(self, folder: Path, durable: bool = False) -> None:
+    def __init__(self, folder: Path, durable: bool = False, address: str = "") -> None:
+        self._address = address
         self._folder = folder
         self._durable = durable
         self._process: subprocess.Popen[bytes] | None = None
@@ -72,7 +74,7 @@ class RedisServer:
         """
         options = {
             "port": self.port,
-            "bind": "127.0.0.1",
+            "protected-mode": "no" if self._address else "yes",
             "dir": self._folder,
             "logfile": self._log_path,
             "save": "",
@@ -81,6 +83,7 @@ class RedisServer:
             "databases": DATABASES,
         }
         arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+        arguments += ["--bind", "127.0.0.1", *self._address.split()]
         self._process = subprocess.Popen([find_redis_server(), *arguments], stdin=subprocess.DEVNULL)
         wait_until(self._answers, description=f"redis-server on port {self.port}")
 

@@ -9,7 +9,7 @@ import sys
 import textwrap
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.helpers import processes
@@ -76,17 +76,23 @@ class Worker:
         arguments: The command line behind `celery`, as in `["-A", "proj", "worker", "-Q", "env"]`.
         env: Environment variables besides those of the test run.
         name: Names the log file, for tests with several workers.
+        within: A command that runs another one, as `ip netns exec NAME`.
     """
 
     def __init__(
-        self, folder: Path, arguments: list[str], env: Mapping[str, str] | None = None, name: str = "worker"
+        self,
+        folder: Path,
+        arguments: list[str],
+        env: Mapping[str, str] | None = None,
+        name: str = "worker",
+        within: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.log_path = folder / f"{name}.log"
         self._mark = uuid.uuid4().hex
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "celery", *arguments],
+                [*within, sys.executable, "-m", "celery", *arguments],
                 cwd=folder,
                 env=project_environment(folder, {**(env or {}), _MARK: self._mark}),
                 stdin=subprocess.DEVNULL,

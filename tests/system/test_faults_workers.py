@@ -54,8 +54,15 @@ def start(fleet: Fleet) -> Iterator[Start]:
 
 def occupy(fleet: Fleet, member: Member, task: str, seconds: float) -> list[str]:
     """Submit tasks for every slot of every worker, until the given one runs some; return all that were submitted."""
-    submitted = [fleet.submit(task, seconds) for _ in range(40 if member.environment == "aio" else 8)]
-    fleet.wait(lambda: fleet.running(member), description=f"a running task in {member.name}")
+    wave = 40 if member.environment == "aio" else 8
+    submitted: list[str] = []
+
+    def runs() -> bool:
+        if len(fleet.running()) < wave / 2:  # more than the others have slots for, until the member has its part
+            submitted.extend(fleet.submit(task, seconds) for _ in range(wave))
+        return bool(fleet.running(member))
+
+    fleet.wait(runs, description=f"a running task in {member.name}")
     return submitted
 
 
@@ -123,11 +130,7 @@ def test_a_worker_that_wakes_up_does_not_run_what_it_had_been_given_before(fleet
         given.append(fleet.submit("aio.nap", 0.0))
         return bool(fleet.claimed(victim))
 
-    def waits() -> bool:
-        fleet.wait_for([fleet.submit("aio.nap", 0.0)])
-        return any(mark.worker == victim.name for mark in fleet.marks())
-
-    fleet.wait(waits, description="the worker to take part")
+    fleet.wait_for(occupy(fleet, victim, "aio.nap", 0.3))
     with fleet.stopped(victim.worker.pid):
         fleet.wait(took_one, description="a message for the stopped worker")
         (task,) = fleet.claimed(victim)
@@ -137,11 +140,8 @@ def test_a_worker_that_wakes_up_does_not_run_what_it_had_been_given_before(fleet
 
     served = sum(mark.worker == victim.name for mark in fleet.marks())
 
-    def runs_again() -> bool:
-        fleet.wait_for([fleet.submit("aio.nap", 0.0)])
-        return sum(mark.worker == victim.name for mark in fleet.marks()) > served
-
-    fleet.wait(runs_again, description="a task in the worker that woke up")
+    fleet.wait_for(occupy(fleet, victim, "aio.nap", 0.3))
+    assert sum(mark.worker == victim.name for mark in fleet.marks()) > served
     assert len(fleet.starts(task)) == 1
 
 

@@ -141,7 +141,9 @@ class Fleet:
             recorder.WORKER: name,
             "FLYTE_CELERY_LEASE": str(self.lease),
             "FLYTE_CELERY_GRACE": str(GRACE),
+            # What a fault has left as surplus goes soon, so that the next worker gets its part under load.
             "FLYTE_CELERY_AUTOSCALE_INTERVAL": "0.2",
+            "FLYTE_CELERY_SCALEDOWN_TTL": "1",
         }
         if die_at is not None:
             variables[steps.DIE_AT] = die_at

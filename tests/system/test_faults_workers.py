@@ -151,7 +151,8 @@ def test_no_task_is_lost_when_workers_die_between_two_steps_of_a_claim(fleet: Fl
     tasks: list[str] = []
 
     def all_dead() -> bool:
-        tasks.append(fleet.submit("aio.nap", 0.05))
+        if not fleet.running() & set(tasks[-50:]):  # in waves, so that all have replicas, and wait at times
+            tasks.extend(fleet.submit("aio.nap", 0.2) for _ in range(150))
         return not any(victim.alive for victim in victims.values())
 
     fleet.wait(all_dead, 40, f"the deaths of {', '.join(victims)}")

@@ -58,7 +58,7 @@ def occupy(fleet: Fleet, member: Member, task: str, seconds: float) -> list[str]
     submitted: list[str] = []
 
     def runs() -> bool:
-        if len(fleet.running() & set(submitted)) < wave / 2:  # more than the others have slots for, until the member has its part
+        if len(fleet.running() & set(submitted)) < wave / 2:  # more than the others have slots for
             submitted.extend(fleet.submit(task, seconds) for _ in range(wave))
         return bool(fleet.running(member))
 

@@ -23,7 +23,7 @@ logger = get_logger("flyte_celery.worker")
 
 #: Seconds before the end of its lease at which the replicas of a worker that is cut off are ended, at most, and as a
 #: part of the lease: enough for all of them to be gone when others start replicas in their place.
-MARGIN, MARGIN_SHARE = 1.0, 0.1
+MARGIN, MARGIN_SHARE = 1.0, 0.2
 
 
 class Keeper:

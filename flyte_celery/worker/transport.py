@@ -215,7 +215,8 @@ class Claiming(kombu_redis.Channel):
             for number in parked:
                 del messages[number]
         for number, message in messages.items():
-            if self.keeper.claims.queue not in self.active_queues:  # cancelled while the reply was on its way
+            # Cancelled, or paused or left without seats, while the server waited or the reply was on its way.
+            if self.keeper.claims.queue not in self.active_queues or self.keeper.most_claims == 0:
                 self.keeper.hand_back([number])
             else:
                 self.connection._deliver(message, self.keeper.claims.queue)

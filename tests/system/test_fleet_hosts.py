@@ -19,7 +19,7 @@ from tests.helpers.redis_server import RedisServer
 from tests.helpers.waiting import wait_until
 from tests.helpers.workers import Worker
 
-LEASE = 2.0
+LEASE = 4.0
 
 SOURCE = """
     import asyncio

@@ -249,6 +249,8 @@ class SharedAutoscaler(Autoscaler):
 
     def _move(self) -> None:
         live = self._pool.live
+        if self._lease.forfeited:
+            return  # the share is of a time before others may have had the seats; the next look sees to it
         if live < self.share and self._clock.monotonic() < self._lease.safe_until:
             exist = self._pool.report().exist
             self._pool.start_replicas(self.share - live, max(0, self._allowed - exist))

@@ -180,6 +180,9 @@ def test_who_was_cut_off_for_too_long_ends_its_replicas_before_it_asks_again(wor
     worker.lease.forfeited = True
     kept, worker.pool.end_all = list(worker.pool.replicas), lambda: None  # type: ignore[method-assign]
     before = worker.seats.asked
+    worker.pool.replicas.pop()
+    worker.autoscaler.consider()
+    assert worker.pool.live == 1, "the seat of the one that has ended is no longer this worker's"
     worker.tick()
     assert worker.seats.asked == before, "its processes are still there"
     assert kept

@@ -36,7 +36,7 @@ def does_not_run(exc: BaseException) -> bool:
     """Whether an error of a command says that the server does not run, or is loading, rather than be out of reach."""
     seen: BaseException | None = exc
     while seen is not None:
-        if isinstance(seen, ConnectionRefusedError | FileNotFoundError | BusyLoadingError):
+        if isinstance(seen, ConnectionRefusedError | BusyLoadingError):
             return True
         seen = seen.__cause__ or seen.__context__
     return False

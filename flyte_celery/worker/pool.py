@@ -119,6 +119,7 @@ class ReplicaPool(BasePool):
             keeper.hub = loop
             keeper.on_lease_lost = self._renew
             keeper.on_proof = self.replicas.keep_until
+            self.replicas.keep_until(keeper.safe_until)  # proven before anybody listened
             keeper.count_suspended = lambda: self.suspended + self.beside.claimed
             # Celery has forgotten what it had scheduled or limited before it lost its connection; what is here stays.
             keeper.hand_back_now()

@@ -136,6 +136,11 @@ def dead_key(queue: str) -> str:
     return f"{PREFIX}dead:{queue}"
 
 
+def wait_key(task_id: str) -> str:
+    """What a task waits for that has waited a while, in JSON; for as long as its replica says so."""
+    return f"{PREFIX}wait:{task_id}"
+
+
 def replies_key(process: str) -> str:
     """The channel on which a process hears of the results of its calls; also the `reply_to` of their messages."""
     return f"{_REPLIES}{process}"

@@ -281,6 +281,10 @@ class _Flight:
         """One call has come back."""
         self._open -= 1
 
+    def awaited(self) -> list[str]:
+        """Ids of the calls that have not come back."""
+        return [task_id for task_id, future in list(self.waiting) if not future.done()]
+
     def abandon(self) -> None:
         """Nobody wants the rest: revoke what is in flight."""
         ids = [task_id for task_id, future in self.waiting if not future.done()]
@@ -308,7 +312,7 @@ def _submitted(
         fill()
         while flight.waiting:
             while not flight.waiting[0][1].done():
-                with suspension.waiting(lambda: news.land(None)):
+                with suspension.waiting(lambda: news.land(None), flight.awaited):
                     news.get()
                 flight.landed()
                 fill()
@@ -337,7 +341,7 @@ async def _submitted_async(
         await fill()
         while flight.waiting:
             while not flight.waiting[0][1].done():
-                async with suspension.awaiting():
+                async with suspension.awaiting(lambda: news.land(None), flight.awaited):
                     await news.get()
                 flight.landed()
                 await fill()

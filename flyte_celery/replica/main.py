@@ -30,6 +30,7 @@ from ..environment import Hook, TaskEnvironment, environments
 from ..supervisor.wire import Line
 from ..suspension import set_suspender
 from . import bridge, wire
+from .circles import CircleWatch
 from .execute import LoopJob, MainThread, SyncJob, install_soft_timeout_signal
 from .loading import load
 from .outbox import Outbox
@@ -128,6 +129,7 @@ class Replica:
         self.main_thread: MainThread | None = None
         self.jobs: dict[int, LoopJob | SyncJob] = {}
         self._suspended = Suspended(self._tell, plan.max_suspended)
+        self._suspended.on_wait = CircleWatch(self._suspended, app.backend).begin
         set_suspender(self._suspended)
         #: The task that the main thread has.
         self._on_main: int | None = None

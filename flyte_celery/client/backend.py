@@ -18,11 +18,11 @@ from celery.backends.redis import RedisBackend, SentinelBackend
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import GroupResult, ResultSet
 from kombu.utils.encoding import ensure_bytes
-from kombu.utils.uuid import uuid
 
 from .. import suspension
 from ..context import current_run
 from ..names import is_replies_key
+from .message import random_id
 from .readers import ThreadWait, left
 from .replies import Reply, ReplyChannel, announcement, channel_of
 from .waits import check_blocking, check_circle
@@ -255,16 +255,22 @@ def install(loader: Any) -> None:
     loader.override_backends = {**_REPLACED, **loader.override_backends}
 
 
-def address(task: Any, options: dict[str, Any]) -> None:
+def address(task: Any, options: dict[str, Any], *, sends: bool = False) -> None:
     """Have the result of a call come to this process: sets `task_id` and `reply_to` in the options of `apply_async`.
 
     A `reply_to` of somebody else stays: the call belongs to a workflow that was started elsewhere, or is retried.
+
+    Args:
+        task: The registered Celery task.
+        options: Those of the call.
+        sends: Whether it is known that a message will be sent; otherwise `task_always_eager` is looked up, which takes
+            its time.
     """
     app, backend = task.app, task.backend
     ignored = options.get("ignore_result", task.ignore_result)
-    if ignored or app.conf.task_always_eager or not isinstance(backend, _Replies):
+    if ignored or not isinstance(backend, _Replies) or (not sends and app.conf.task_always_eager):
         return
-    task_id = options["task_id"] = options.get("task_id") or uuid()
+    task_id = options["task_id"] = options.get("task_id") or random_id()
     given = options.get("reply_to")
     here = not given or given == app.thread_oid  # what Celery gives to every signature
     name = backend.expect(task_id, here=here)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 from asyncio import CancelledError
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -71,8 +69,10 @@ class EnvironmentTask:
         """
         return self.publisher.publish(self, *self.outgoing(args, kwargs, options))
 
-    def outgoing(self, args: Any, kwargs: Any, options: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
-        """Arguments and options of a call as they travel.
+    def outgoing(
+        self, args: Any, kwargs: Any, options: dict[str, Any], *, sends: bool = False
+    ) -> tuple[Any, Any, dict[str, Any]]:
+        """Arguments and options of a call as they travel; for `sends` see `address`.
 
         Raises:
             TypeError: As `apply_async`.
@@ -80,7 +80,7 @@ class EnvironmentTask:
         args, kwargs = self.template.dump_call(tuple(args or ()), kwargs or {})
         if inherited := context.outgoing_headers():
             options["headers"] = {**inherited, **(options.get("headers") or {})}
-        address(self, options)
+        address(self, options, sends=sends)
         return args, kwargs, options
 
     def celerys_apply_async(self, args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
@@ -122,7 +122,8 @@ class EnvironmentTask:
         args, kwargs = template.load_call(args, kwargs)
         if template.bind:
             args = (self, *args)
-        with _running(self):
+        token = context.current_run.set(_run_of(self.request, self))
+        try:
             try:
                 value = template.func(*args, **kwargs)
                 if template.is_async:
@@ -149,6 +150,8 @@ class EnvironmentTask:
             result = template.dump_result(value)
             check_size("result", self.name, result, template.max_inline_io_bytes)
             return result
+        finally:
+            context.current_run.reset(token)
 
     def _run_directly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the function for one who calls the Celery task like a function.
@@ -204,11 +207,9 @@ def _is_errback(args: tuple[Any, ...]) -> bool:
     return len(args) >= 3 and isinstance(args[0], Context) and isinstance(args[1], BaseException)
 
 
-@contextmanager
-def _running(task: EnvironmentTask) -> Iterator[None]:
-    """Have `flyte.ctx()` tell of this task while its body runs."""
-    request = task.request
-    run = context.RunContext.of_task(
+def _run_of(request: Any, task: EnvironmentTask) -> context.RunContext:
+    """What `flyte.ctx()` tells while a task's body runs."""
+    return context.RunContext.of_task(
         task_id=request.id,
         root_id=request.root_id or request.id,
         environment=task.template.parent_env_name,
@@ -219,11 +220,6 @@ def _running(task: EnvironmentTask) -> Iterator[None]:
         hostname=request.hostname,
         replica=os.environ.get(REPLICA_VARIABLE),
     )
-    token = context.current_run.set(run)
-    try:
-        yield
-    finally:
-        context.current_run.reset(token)
 
 
 def make_task(app: Celery, template: TaskTemplate[Any, Any], queue: Queue, publisher: Publisher) -> Task:

@@ -21,7 +21,7 @@ from . import local
 from .batch import Batch
 from .dispatch import CeleryDispatcher, value_of
 from .readers import LoopWait, ThreadWait
-from .results import outcome_of, reply_channel
+from .results import Ending, ending_of, reply_channel
 from .run import active_dispatcher
 
 #: Calls in flight when `concurrency` is 0, and results that may wait for an earlier one: memory is bounded by this,
@@ -166,12 +166,9 @@ async def _one_here(
         return exc
 
 
-Future = concurrent.futures.Future[dict[str, Any]]
-
-
-def _value(task: AnyTask, future: Future, return_exceptions: bool) -> Any:
+def _value(task: AnyTask, ending: Ending, return_exceptions: bool) -> Any:
     try:
-        return value_of(task, future.result())
+        return value_of(task, ending.result())
     except (errors.BaseRuntimeError, TypeError) as exc:
         if not return_exceptions:
             raise
@@ -182,7 +179,7 @@ class _Flight:
     """Calls that were submitted and not yet yielded, oldest first."""
 
     def __init__(
-        self, dispatcher: CeleryDispatcher, mapped: Mapped, concurrency: int, landed: Callable[[Future], None]
+        self, dispatcher: CeleryDispatcher, mapped: Mapped, concurrency: int, landed: Callable[[Any], None]
     ) -> None:
         self._dispatcher = dispatcher
         self._mapped = mapped
@@ -195,7 +192,7 @@ class _Flight:
         self._filling = False
         self._failed = False
         self._slow = False
-        self.waiting: deque[tuple[str, Future]] = deque()
+        self.waiting: deque[tuple[str, Ending]] = deque()
 
     def take(self) -> bool:
         """Take up the next calls for one write: until the window or the write is full, or the input is slow.
@@ -234,13 +231,13 @@ class _Flight:
         try:
             # A parent would keep a result object per call, and store all their ids with its own result.
             call = self._dispatcher.add_to(self._batch, self._mapped.task, args, kwargs, {"add_to_parent": False})
-            task_id, future = str(call.id), outcome_of(call)
+            task_id, ending = str(call.id), ending_of(call, self._landed)
         except (TypeError, errors.InlineIOMaxBytesBreached) as exc:  # what does not fit fails this call alone
-            future = concurrent.futures.Future()
-            future.set_exception(exc)
+            ending = concurrent.futures.Future()
+            ending.set_exception(exc)
+            self._landed(ending)
         self._open += 1
-        self.waiting.append((task_id, future))
-        future.add_done_callback(self._landed)
+        self.waiting.append((task_id, ending))
 
     def send(self) -> None:
         """Publish what was taken.
@@ -287,9 +284,9 @@ class _Flight:
 
     def abandon(self) -> None:
         """Nobody wants the rest: revoke what is in flight."""
-        ids = [task_id for task_id, future in self.waiting if not future.done()]
-        for _, future in self.waiting:
-            future.cancel()
+        ids = [task_id for task_id, ending in self.waiting if not ending.done()]
+        for _, ending in self.waiting:
+            ending.cancel()
         if ids and not self._failed:
             self._dispatcher.app.control.revoke(ids, terminate=True)
 

@@ -10,7 +10,7 @@ import concurrent.futures
 import contextlib
 import threading
 import weakref
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 from celery import states
@@ -230,6 +230,51 @@ def outcome_of(result: Any) -> concurrent.futures.Future[Meta]:
         future.set_result(dict(_IGNORED) if result.ignored else eager)
         return future
     return _ask_celery(result) if getattr(result, "reply", None) is None else _ReplyFuture(result)
+
+
+class _Landing:
+    """How a call ends, on a reply channel: as a future, without the lock and the condition that make one dear."""
+
+    __slots__ = ("__weakref__", "_backend", "_landed", "_reply")
+
+    def __init__(self, backend: Any, reply: Reply, landed: Callable[[Any], object]) -> None:
+        self._backend, self._reply, self._landed = backend, reply, landed
+        backend.replies.attach(reply, self, None)
+
+    def land(self, arrived: Any) -> None:
+        """The reply is here."""
+        self._landed(self)
+
+    def done(self) -> bool:
+        """Whether the reply is here."""
+        return self._reply.payload is not None
+
+    def result(self) -> Meta:
+        """How the call ended, which is known."""
+        return self._backend.decode_result(self._reply.payload)  # type: ignore[no-any-return]
+
+    def cancel(self) -> None:
+        """Forget the call."""
+        self._backend.replies.detach(self._reply, self)
+
+
+#: How a call ends, for one who knows when to look.
+Ending = _Landing | concurrent.futures.Future[Meta]
+
+
+def ending_of(call: Any, landed: Callable[[Any], object]) -> Ending:
+    """How one of many submitted calls ends; it is forgotten when nobody holds what this returns.
+
+    Args:
+        call: What was submitted.
+        landed: Called once when it is known, with something that does not matter.
+    """
+    reply = getattr(call, "reply", None)
+    if reply is None or call.ignored or isinstance(call, EagerResult):
+        future = outcome_of(call)
+        future.add_done_callback(landed)
+        return future
+    return _Landing(call.backend, reply, landed)
 
 
 #: Celery's `get` says the same at once of a task whose result is not stored.

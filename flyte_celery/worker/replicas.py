@@ -110,6 +110,8 @@ class Replicas:
         self._numbers = itertools.count(1)
         self._replicas: dict[int, Replica] = {}
         self._launcher: Launcher | None = None
+        #: Replicas for which something was noted in this turn of the event loop.
+        self._unwritten: list[Replica] = []
         #: The worker's event loop, None before it runs.
         self.hub: Any = None
         #: Seconds from asking for a replica to its readiness, the last ones; for status and figures.
@@ -205,11 +207,27 @@ class Replicas:
     def watch(self, hub: Any) -> None:
         """Register every socket with the (new) event loop."""
         self.hub = hub
+        self._write_all()  # what the loop was asked to do may be forgotten
         if self._launcher is not None:
             hub.add_reader(self._launcher.line.fileno(), self._on_launcher)
         for replica in self:
             if not replica.line.closed:
                 hub.add_reader(replica.line.fileno(), self._on_readable, replica)
+
+    def flush_soon(self, replica: Replica) -> None:
+        """Write what the socket is to take with everything else of this turn of the event loop."""
+        if self.hub is None:
+            replica.line.flush()
+        elif replica not in self._unwritten:
+            if not self._unwritten:
+                self.hub.call_soon(self._write_all)
+            self._unwritten.append(replica)
+
+    def _write_all(self) -> None:
+        unwritten, self._unwritten = self._unwritten, []
+        for replica in unwritten:
+            replica.line.flush()
+            self.flush(replica)
 
     def flush(self, replica: Replica) -> None:
         """See that what the socket did not take at once is written when it can be."""

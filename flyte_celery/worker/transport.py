@@ -11,6 +11,7 @@ seen too.
 
 from __future__ import annotations
 
+import json
 from queue import Empty
 from time import monotonic
 from typing import Any, ClassVar, NoReturn, cast
@@ -181,7 +182,9 @@ class Claiming(kombu_redis.Channel):
         self.connection._deliver(message, self.keeper.claims.queue)
 
     def _message_of(self, claim: Claim) -> dict[str, Any]:
-        message: dict[str, Any] = loads(bytes_to_str(claim.message))
+        # Celery's protocol has only JSON's own types in a message; what kombu writes of others tells itself.
+        decode = loads if b'"__type__"' in claim.message else json.loads
+        message: dict[str, Any] = decode(bytes_to_str(claim.message))
         properties = message["properties"]
         claim.attempts, claim.lost_to = attempts_of(properties)
         # Everything above acknowledges by delivery tag. The claim's id is unique in this worker; tags of foreign

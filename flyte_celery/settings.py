@@ -25,6 +25,7 @@ _VARIABLES = {
 }
 
 _URLS = frozenset({"broker_url", "result_backend", "flower_url"})
+_SWITCHES = frozenset({"progress"})
 _COUNTS = frozenset({"max_start_failures", "max_suspended"})
 #: Times of which 0 means something: at once, or none.
 _MAY_BE_ZERO = frozenset({"grace", "lookahead", "start_backoff", "start_backoff_cap", "idle_ttl", "scaledown_ttl"})
@@ -78,6 +79,9 @@ class Settings:
 
     max_suspended: int = 1000
     """Tasks of one replica that may wait for their children at once; the next one fails with `StarvationError`."""
+
+    progress: bool = True
+    """Whether `flyte.map` shows a progress bar when it takes a while and standard error is a terminal."""
 
     autoscale_interval: float = 1.0
     """Seconds between two looks of the autoscaler. New work wakes it up earlier."""
@@ -135,6 +139,10 @@ def _parsed(name: str, variable: str, text: str) -> Any:
     value: Any = text
     if name == "project_dir":
         value = Path(text)
+    elif name in _SWITCHES:
+        value = _WORDS.get(text.lower(), text)
+        if value is text:
+            raise ValueError(f"{variable}={text!r} is neither on nor off: set it to 1 or 0.")
     elif name not in _URLS:
         try:
             value = int(text) if name in _COUNTS else float(text)
@@ -154,6 +162,8 @@ def _checked(name: str, value: Any) -> Any:
         return _directory(value)
     if name in _URLS:
         return _url(name, value)
+    if name in _SWITCHES:
+        return _switch(name, value)
     return _count(name, value) if name in _COUNTS else _seconds(name, value)
 
 
@@ -170,6 +180,19 @@ def _url(name: str, value: Any) -> str:
         raise ValueError(f"broker_url={redacted(value)!r} is no URL: give one such as 'redis://localhost:6379/0'.")
     if not value:
         raise ValueError(f"{name} is empty: give a URL, or None for the default.")
+    return value
+
+
+#: What an environment variable may say of a switch.
+_WORDS = {
+    **dict.fromkeys(("1", "true", "yes", "on"), True),
+    **dict.fromkeys(("0", "false", "no", "off"), False),
+}
+
+
+def _switch(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}: give True or False.")
     return value
 
 

@@ -17,7 +17,7 @@ from kombu.exceptions import OperationalError
 from .. import context, errors, suspension
 from ..registry import check_conflicts
 from ..task import TaskTemplate
-from . import local
+from . import local, progress
 from .batch import Batch
 from .dispatch import CeleryDispatcher, value_of
 from .readers import LoopWait, ThreadWait
@@ -54,6 +54,13 @@ class Mapped:
         #: Whether the next input may keep us waiting: not where they are all there already.
         self.may_block = not all(isinstance(iterable, Sized) for iterable in iterables)
         self.group = f"{task.name}_{group_name or 'map'}"
+        self._iterables = iterables
+
+    def total(self) -> int | None:
+        """How many inputs there are; None where that is not known before the last."""
+        if self.may_block:
+            return None
+        return min((len(iterable) for iterable in self._iterables if isinstance(iterable, Sized)), default=0)
 
     def calls(self) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
         """Arguments of each call."""
@@ -187,7 +194,7 @@ class _Flight:
         self._concurrency = concurrency
         self._landed = landed
         self._batch = Batch(dispatcher.publisher)
-        self._open = 0
+        self._taken = self._open = 0
         self._exhausted = False
         self._filling = False
         self._failed = False
@@ -236,6 +243,7 @@ class _Flight:
             ending = concurrent.futures.Future()
             ending.set_exception(exc)
             self._landed(ending)
+        self._taken += 1
         self._open += 1
         self.waiting.append((task_id, ending))
 
@@ -278,9 +286,13 @@ class _Flight:
         """One call has come back."""
         self._open -= 1
 
+    def done(self) -> int:
+        """Calls that have come back."""
+        return self._taken - self._open
+
     def awaited(self) -> list[str]:
         """Ids of the calls that have not come back."""
-        return [task_id for task_id, future in list(self.waiting) if not future.done()]
+        return [task_id for task_id, ending in list(self.waiting) if not ending.done()]
 
     def abandon(self) -> None:
         """Nobody wants the rest: revoke what is in flight."""
@@ -306,15 +318,16 @@ def _submitted(
             flight.send()
 
     try:
-        fill()
-        while flight.waiting:
-            while not flight.waiting[0][1].done():
-                with suspension.waiting(lambda: news.land(None), flight.awaited):
-                    news.get()
-                flight.landed()
-                fill()
-            yield _value(mapped.task, flight.waiting.popleft()[1], return_exceptions)
+        with progress.shown(mapped.group, mapped.total, flight.done):
             fill()
+            while flight.waiting:
+                while not flight.waiting[0][1].done():
+                    with suspension.waiting(lambda: news.land(None), flight.awaited):
+                        news.get()
+                    flight.landed()
+                    fill()
+                yield _value(mapped.task, flight.waiting.popleft()[1], return_exceptions)
+                fill()
     finally:
         flight.abandon()
 
@@ -335,15 +348,16 @@ async def _submitted_async(
             await loop.run_in_executor(dispatcher.publisher.executor, flight.send)
 
     try:
-        await fill()
-        while flight.waiting:
-            while not flight.waiting[0][1].done():
-                async with suspension.awaiting(lambda: news.land(None), flight.awaited):
-                    await news.get()
-                flight.landed()
-                await fill()
-            yield _value(mapped.task, flight.waiting.popleft()[1], return_exceptions)
+        with progress.shown(mapped.group, mapped.total, flight.done):
             await fill()
+            while flight.waiting:
+                while not flight.waiting[0][1].done():
+                    async with suspension.awaiting(lambda: news.land(None), flight.awaited):
+                        await news.get()
+                    flight.landed()
+                    await fill()
+                yield _value(mapped.task, flight.waiting.popleft()[1], return_exceptions)
+                await fill()
     finally:
         await loop.run_in_executor(None, flight.abandon)
 

@@ -27,7 +27,6 @@ from ..queues import TYPE_ARGUMENT, environment_queue
 from ..registry import check_conflicts
 from ..replica.application import find
 from ..replica.plan import Logging, ReplicaPlan
-from ..secret_sources import SecretError
 from ..settings import Settings, redacted
 from ..supervisor.lifecycle import Patience
 from ..variables import as_environ
@@ -35,7 +34,7 @@ from . import transport
 from .keeper import Keeper
 from .pool import ReplicaPool
 from .promises import is_amqp, weaker_promises
-from .provisions import Provisions, provide
+from .provisions import CannotProvide, Provisions, provide
 from .serving import Serving
 
 #: Seconds that a worker waits at its start for a broker that does not answer before it gives up.
@@ -65,11 +64,11 @@ def prepare(worker: Any) -> None:
         environment = _environment_of(worker)
         if environment is None:
             return
-        provisions = provide(worker.app, environment)
+        provisions = provide(worker.app, environment, strict_image=bool(worker.options.get("strict_image")))
         redaction.install(provisions.secrets.values)
         check_broker(worker.app)
         _become(worker, environment, provisions)
-    except (CannotServe, LookupError, SecretError) as exc:
+    except (CannotServe, LookupError, CannotProvide) as exc:
         print(f"Error: {exc}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
 

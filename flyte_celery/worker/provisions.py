@@ -1,4 +1,4 @@
-"""What an environment's processes need beside code: its secrets, found before the worker takes any work."""
+"""What an environment's processes need beside code, found before the worker takes any work: secrets and packages."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..environment import TaskEnvironment
+from ..image import Image
+from ..packages.check import complaint
 from ..redaction import SHORTEST
 from ..secret import secrets_of
 from ..secret_sources import SecretError, Secrets, Sources, provider_of
 from ..settings import Settings
+
+
+class CannotProvide(Exception):
+    """The environment cannot have what it asks for; the text says what, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,26 +28,41 @@ class Provisions:
     warnings: tuple[str, ...] = ()
 
 
-def provide(app: Any, environment: TaskEnvironment) -> Provisions:
+def provide(app: Any, environment: TaskEnvironment, *, strict_image: bool = False) -> Provisions:
     """Find what an environment asks for.
 
+    Args:
+        app: The Celery app, which may have a secret provider.
+        environment: What is to be served.
+        strict_image: Whether missing packages of its image are more than a warning.
+
     Raises:
-        SecretError: A secret is missing, or cannot be given to the replicas as it is asked for.
+        CannotProvide: A secret is missing, or cannot be given to the replicas as it is asked for; or packages are
+            missing.
     """
-    settings = Settings.from_environ(os.environ)
+    warnings = []
+    if isinstance(environment.image, Image) and (lacking := complaint(environment.name, environment.image)) is not None:
+        if strict_image:
+            raise CannotProvide(f"Environment {environment.name!r} cannot be served. {lacking}")
+        warnings.append(lacking)
+    secrets = _secrets(app, environment)
+    if short := sum(len(value) < SHORTEST for value in secrets.values):
+        warnings.append(
+            f"{short} of its secrets have fewer than {SHORTEST} characters: they are not redacted in logs and errors, "
+            "because such a text occurs by chance."
+        )
+    return Provisions(secrets, tuple(warnings))
+
+
+def _secrets(app: Any, environment: TaskEnvironment) -> Secrets:
+    directory = Settings.from_environ(os.environ).secrets_dir
     try:
-        wanted = secrets_of(environment.secrets)
-        secrets = Sources(provider_of(app), settings.secrets_dir, os.environ).resolve(wanted)
+        secrets = Sources(provider_of(app), directory, os.environ).resolve(secrets_of(environment.secrets))
     except SecretError as exc:
-        raise SecretError(f"Environment {environment.name!r} cannot be served. {exc}") from None
+        raise CannotProvide(f"Environment {environment.name!r} cannot be served. {exc}") from None
     if both := sorted(secrets.environ.keys() & (environment.env_vars or {}).keys()):
-        raise SecretError(
+        raise CannotProvide(
             f"Environment {environment.name!r} has {both[0]} in env_vars and as a secret: leave it out of env_vars, or "
             "give the secret another name with as_env_var=."
         )
-    short = sum(len(value) < SHORTEST for value in secrets.values)
-    warning = (
-        f"{short} of its secrets have fewer than {SHORTEST} characters: they are not redacted in logs and errors, "
-        "because such a text occurs by chance."
-    )
-    return Provisions(secrets, (warning,) if short else ())
+    return secrets

@@ -261,19 +261,12 @@ class Events:
         self.seen: list[dict[str, Any]] = []
         self._connection = project.celery_app.connection_for_read()
         self._receiver = project.celery_app.events.Receiver(self._connection, handlers={"*": self.seen.append})
-        self._ends = threading.Event()
-        self._thread = threading.Thread(target=self._listen)
+        # It looks once a second whether it should stop.
+        self._thread = threading.Thread(target=self._receiver.capture, kwargs={"wakeup": False})
         self._thread.start()
 
-    def _listen(self) -> None:
-        while not self._ends.is_set():
-            try:
-                self._receiver.capture(limit=None, timeout=0.2, wakeup=False)
-            except TimeoutError:
-                continue
-
     def close(self) -> None:
-        self._ends.set()
+        self._receiver.should_stop = True
         self._thread.join()
         self._connection.release()
 

@@ -9,6 +9,7 @@ from importlib import metadata
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
+from packaging.version import InvalidVersion, Version
 
 from ..image import Image
 from .wanted import installs
@@ -38,13 +39,17 @@ def unmet(requirement: str) -> Unmet | None:
         wanted = Requirement(_of_wheel(requirement))
     except InvalidRequirement:
         return None
-    if wanted.marker is not None and not wanted.marker.evaluate():
+    if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
         return None
     try:
         version = metadata.version(wanted.name)
     except metadata.PackageNotFoundError:
         return Unmet(requirement, None)
-    return None if wanted.specifier.contains(version, prereleases=True) else Unmet(requirement, version)
+    try:
+        met = wanted.specifier.contains(Version(version), prereleases=True)
+    except InvalidVersion:  # of before versions had rules
+        return None
+    return None if met else Unmet(requirement, version)
 
 
 def complaint(environment: str, image: Image) -> str | None:
@@ -61,7 +66,10 @@ def complaint(environment: str, image: Image) -> str | None:
     try:
         wanted_by_layer = installs(image)
     except (OSError, ValueError) as exc:
-        return f"The packages of its image cannot be checked: {exc}. Put the file where the worker runs."
+        return (
+            f"The packages of its image cannot be checked ({exc}): correct the image, or put its file where the worker "
+            "runs."
+        )
     lacking: list[Unmet] = []
     commands: list[str] = []
     for install in wanted_by_layer:

@@ -99,7 +99,9 @@ def _wanted(image: Image) -> list[Install]:
     try:
         wanted = [install for install in installs(image) if install.requirements]
     except (OSError, ValueError) as exc:
-        raise CannotBuild(f"The image's packages cannot be read: {exc}. Put the file where the worker runs.") from None
+        raise CannotBuild(
+            f"The image's packages cannot be read ({exc}): correct the image, or put its file where the worker runs."
+        ) from None
     if wanted and image.python_version != sys.version_info[:2]:
         version = "{}.{}".format(*image.python_version)
         raise CannotBuild(f"The image has Python {version}: start the worker with Python {version}.")

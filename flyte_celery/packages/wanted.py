@@ -37,6 +37,8 @@ class Install:
     #: Requirements, as on pip's command line.
     requirements: tuple[str, ...]
     options: PipOptions
+    #: The layer's own arguments for pip.
+    extra: tuple[str, ...]
     #: The requirements file that they come from.
     file: Path | None = None
 
@@ -44,7 +46,7 @@ class Install:
         """Behind `pip install`, without the index, whose URL may hold a password."""
         pre = ["--pre"] if self.options.pre else []
         what = list(self.requirements) if self.file is None else ["--requirement", str(self.file)]
-        return [*pre, *shlex.split(self.options.extra_args or ""), *what]
+        return [*pre, *self.extra, *what]
 
     def shown(self, requirements: list[str]) -> list[str]:
         """Behind `pip install`, for people, with these requirements in place of all."""
@@ -52,7 +54,7 @@ class Install:
         for url in self.options.extra_index_urls:
             index += ["--extra-index-url", redacted(url)]
         pre = ["--pre"] if self.options.pre else []
-        return [*index, *pre, *shlex.split(self.options.extra_args or ""), *requirements]
+        return [*index, *pre, *self.extra, *requirements]
 
 
 def installs(image: Image) -> list[Install]:
@@ -60,7 +62,7 @@ def installs(image: Image) -> list[Install]:
 
     Raises:
         OSError: A file that a layer names is not on this machine.
-        ValueError: A script's metadata cannot be read.
+        ValueError: A script's metadata, or a layer's `extra_args`, cannot be read.
     """
     return [install for layer in image.layers if (install := _install(layer)) is not None]
 
@@ -71,14 +73,16 @@ def by_other_tools(image: Image) -> list[str]:
 
 
 def _install(layer: Layer) -> Install | None:
+    if not isinstance(layer, PipPackages | Requirements | UVScript):
+        return None
+    extra = tuple(shlex.split(layer.extra_args or ""))
     match layer:
-        case PipPackages(packages):
-            return Install(packages, layer)
+        case PipPackages():
+            return Install(layer.packages, layer, extra)
         case Requirements():
-            return Install(tuple(_lines(layer.file)), layer, layer.file)
+            return Install(tuple(_lines(layer.file)), layer, extra, layer.file)
         case UVScript():
-            return Install(tuple(_dependencies(layer.script)), layer)
-    return None
+            return Install(tuple(_dependencies(layer.script)), layer, extra)
 
 
 def _lines(file: Path) -> Iterator[str]:

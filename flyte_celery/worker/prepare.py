@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import sys
+import traceback
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
@@ -17,7 +18,6 @@ from typing import Any
 from celery.utils.nodenames import gethostname
 from celery.utils.quorum_queues import detect_quorum_queues
 
-from .. import redaction
 from ..autoscaler.decide import Limits
 from ..environment import TaskEnvironment, environments
 from ..fleet.connection import connect_to_broker, is_too_old
@@ -65,11 +65,13 @@ def prepare(worker: Any) -> None:
         if environment is None:
             return
         provisions = provide(worker.app, environment, strict_image=bool(worker.options.get("strict_image")))
-        redaction.install(provisions.secrets.values)
         check_broker(worker.app)
         _become(worker, environment, provisions)
     except (CannotServe, LookupError, CannotProvide) as exc:
         print(f"Error: {exc}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+    except Exception:  # else Celery would log it, and serve the environment's queue as any other
+        traceback.print_exc()
         raise SystemExit(1) from None
 
 

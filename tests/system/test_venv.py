@@ -300,8 +300,9 @@ def test_a_builder_that_is_ended_leaves_nothing_that_counts(tmp_path: Path, sign
     """SIGKILL leaves a folder, which the next builder replaces."""
     make_wheel(tmp_path / "wheels", "clashing", "1.0")
     code = f"""
-import os, sys
+import os, signal
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 import flyte_celery as flyte
 from flyte_celery.packages.venv import ensure
 image = flyte.Image.from_debian_base().with_pip_packages(

@@ -24,6 +24,7 @@ DEBIAN = Image.from_debian_base()
         f"celery=={CELERY}",
         "celery[redis]>=5",
         "absent; sys_platform == 'win32'",
+        "absent; extra == 'more'",
         "git+https://example.org/x.git",
         "./local",
         "-e .",
@@ -54,6 +55,17 @@ def test_these_are_not_met(requirement: str, installed: str | None) -> None:
 def test_a_pre_release_that_is_installed_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda name: "3.0rc1")
     assert unmet("anything>=2") is None
+
+
+def test_a_version_without_rules_is_taken_as_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2004d")
+    assert unmet("anything>=2") is None
+
+
+def test_arguments_that_cannot_be_read_are_a_complaint() -> None:
+    said = complaint("shop", DEBIAN.with_pip_packages("absent", extra_args="--x 'open"))
+    assert said is not None
+    assert "cannot be checked (No closing quotation)" in said
 
 
 def test_an_interpreter_that_has_everything_is_no_complaint() -> None:

@@ -29,4 +29,10 @@ def worker_options() -> list[click.Option]:
             help_group=_GROUP,
             help="Seconds that running tasks get to finish when the worker stops. Default: 25.",
         ),
+        CeleryOption(
+            ["--strict-image"],
+            is_flag=True,
+            help_group=_GROUP,
+            help="Do not start where the Python packages of the environment's image are missing; else a warning.",
+        ),
     ]

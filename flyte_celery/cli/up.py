@@ -60,6 +60,8 @@ _COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "bright_cyan", "bright
 @click.option("--idle-ttl", type=click.FloatRange(min=0), help="Passed to every worker.")
 @click.option("--scaledown-ttl", type=click.FloatRange(min=0), help="Passed to every worker.")
 @click.option("--grace", type=click.FloatRange(min=0), help="Passed to every worker.")
+@click.option("--strict-image", is_flag=True, help="Passed to every worker.")
+@click.option("--venv", is_flag=True, help="Passed to every worker.")
 @click.command("up", cls=CeleryCommand)
 @click.pass_context
 def up_command(
@@ -70,6 +72,8 @@ def up_command(
     idle_ttl: float | None,
     scaledown_ttl: float | None,
     grace: float | None,
+    strict_image: bool,
+    venv: bool,
 ) -> None:
     """Start this machine's broker (if none is configured), a worker for each environment, and Flower.
 
@@ -80,6 +84,7 @@ def up_command(
     app.finalize()
     times = {"--idle-ttl": idle_ttl, "--scaledown-ttl": scaledown_ttl, "--grace": grace}
     options = {option: f"{seconds:g}" for option, seconds in times.items() if seconds is not None}
+    options |= {option: "" for option, given in (("--strict-image", strict_image), ("--venv", venv)) if given}
     try:
         dispatcher = dispatcher_of(app)
         refuse_conflicts()
@@ -131,6 +136,11 @@ async def _keep_broker(home: Path | None) -> None:
 def worker_commands(app: Any, reference: ApplicationReference, options: Mapping[str, str]) -> dict[str, list[str]]:
     """The command line of a worker for each environment that this machine can serve, by environment.
 
+    Args:
+        app: The Celery app.
+        reference: Where it is found.
+        options: Passed to every worker: values by option, an empty one for an option that takes none.
+
     Raises:
         CannotServe: There is none.
     """
@@ -139,7 +149,7 @@ def worker_commands(app: Any, reference: ApplicationReference, options: Mapping[
         raise CannotServe(
             f"The app {app.main!r} defines no environment: is the module with flyte.TaskEnvironment(...) imported?"
         )
-    passed = [text for option, value in options.items() for text in (option, value)]
+    passed = [text for option, value in options.items() for text in (option, value) if text]
     commands: dict[str, list[str]] = {}
     for name, environment in sorted(known.items()):
         if (missing := _missing(environment)) is not None:

@@ -22,6 +22,7 @@ import traceback
 from collections import deque
 from typing import Any
 
+from .. import redaction
 from ..supervisor.processes import Ended, Forked, Preloaded, PreloadFailed, Start
 from ..supervisor.wire import READ_SIZE, Decoder, encode
 from . import main as replica_main
@@ -69,9 +70,9 @@ class Launcher:
     def _preload(self) -> bool:
         started = time.monotonic()
         try:
-            self.app = load(self.plan.application)
+            self.app = load(self.plan.application, self.plan.secrets)
         except BaseException:
-            self._tell(PreloadFailed(traceback.format_exc()))
+            self._tell(PreloadFailed(redaction.current().text(traceback.format_exc())))
             return False
         # What is alive now lives as long as the launcher: keep it out of the replicas' garbage collections, which
         # would otherwise copy every page that they mark.
@@ -123,7 +124,7 @@ class Launcher:
             os.environ.update(start.environ)
             code = replica_main.run(socket.socket(fileno=fd), self.plan, self.app, start.number)
         except BaseException:
-            traceback.print_exc()
+            print(redaction.current().text(traceback.format_exc()), file=sys.stderr)
             code = 1
         return replica_main.leave(code)
 

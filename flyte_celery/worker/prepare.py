@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import sys
+import traceback
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
@@ -28,10 +29,12 @@ from ..replica.application import find
 from ..replica.plan import Logging, ReplicaPlan
 from ..settings import Settings, redacted
 from ..supervisor.lifecycle import Patience
+from ..variables import as_environ
 from . import transport
 from .keeper import Keeper
 from .pool import ReplicaPool
 from .promises import is_amqp, weaker_promises
+from .provisions import CannotProvide, Provisions, provide
 from .serving import Serving
 
 #: Seconds that a worker waits at its start for a broker that does not answer before it gives up.
@@ -61,10 +64,14 @@ def prepare(worker: Any) -> None:
         environment = _environment_of(worker)
         if environment is None:
             return
+        provisions = provide(worker.app, environment, strict_image=bool(worker.options.get("strict_image")))
         check_broker(worker.app)
-        _become(worker, environment)
-    except (CannotServe, LookupError) as exc:
+        _become(worker, environment, provisions)
+    except (CannotServe, LookupError, CannotProvide) as exc:
         print(f"Error: {exc}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+    except Exception:  # else Celery would log it, and serve the environment's queue as any other
+        traceback.print_exc()
         raise SystemExit(1) from None
 
 
@@ -121,7 +128,7 @@ def check_broker(app: Any) -> None:
         connection.release()
 
 
-def _become(worker: Any, environment: TaskEnvironment) -> None:
+def _become(worker: Any, environment: TaskEnvironment, provisions: Provisions) -> None:
     app = worker.app
     name = environment.name
     nick, _, host = worker.hostname.partition("@")
@@ -130,7 +137,7 @@ def _become(worker: Any, environment: TaskEnvironment) -> None:
     broker_url = app.conf.broker_read_url or app.conf.broker_url
     # What `-Q` has made of the name is not what clients declare, where the app says how its queues are.
     app.amqp.queues.select_add(environment_queue(app, name))
-    serving = _serving(worker, environment, broker_url, _claiming(worker, environment, broker_url))
+    serving = _serving(worker, environment, provisions, broker_url, _claiming(worker, environment, broker_url))
     worker.pool_cls = type("ReplicaPool", (ReplicaPool,), {"serving": serving, "__module__": ReplicaPool.__module__})
     # Celery's consumer takes its prefetch count from these two: as many messages as can run at once.
     worker.concurrency = max(1, serving.capacity)
@@ -196,7 +203,9 @@ def _claiming(worker: Any, environment: TaskEnvironment, url: str) -> Keeper | N
     return keeper
 
 
-def _serving(worker: Any, environment: TaskEnvironment, broker_url: str, keeper: Keeper | None) -> Serving:
+def _serving(
+    worker: Any, environment: TaskEnvironment, provisions: Provisions, broker_url: str, keeper: Keeper | None
+) -> Serving:
     options = worker.options
     settings = Settings.from_environ(os.environ)
     policy = environment.reusable
@@ -237,13 +246,15 @@ def _serving(worker: Any, environment: TaskEnvironment, broker_url: str, keeper:
             preload=environment.resources is None or environment.resources.get_device() is None,
             startup_timeout=settings.startup_timeout,
             max_suspended=settings.max_suspended,
+            secrets=provisions.secrets,
         ),
         broker_url=broker_url,
         keeper=keeper,
         weaker=None if keeper is not None else _weaker(worker.app, environment, broker_url),
         redelivers=is_amqp(broker_url),
         fenced=keeper is not None and keeper.shares_server_with(worker.app.backend),
-        environ={name: str(value) for name, value in (environment.env_vars or {}).items()},
+        environ=as_environ(environment.env_vars),
+        warnings=provisions.warnings,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -186,9 +187,9 @@ class Replicas:
 
     def launch(self) -> None:
         """Start the launcher."""
-        import os
-
-        self._launcher = Launcher(self._serving.plan, {**os.environ, **self._serving.environ})
+        secret = self._serving.plan.secrets.environ  # these travel in the plan
+        inherited = {name: value for name, value in os.environ.items() if name not in secret}
+        self._launcher = Launcher(self._serving.plan, {**inherited, **self._serving.environ})
         if self.hub is not None:
             self.hub.add_reader(self._launcher.line.fileno(), self._on_launcher)
 

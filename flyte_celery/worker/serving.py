@@ -37,6 +37,8 @@ class Serving:
     fenced: bool = False
     #: Variables set for replicas before user modules are imported.
     environ: dict[str, str] = field(default_factory=dict)
+    #: What the worker's log says at its start, beside what is served.
+    warnings: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

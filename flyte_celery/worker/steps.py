@@ -62,6 +62,8 @@ class AutoscalerStep(bootsteps.StartStopStep):
         logger.info("%s: serves the queue %r of %s", serving.name, queue_name(serving.name), broker)
         if serving.weaker is not None:
             logger.warning("%s: %s", serving.name, serving.weaker)
+        for warning in serving.warnings:
+            logger.warning("%s: %s", serving.name, warning)
         self._catalogue = Catalogue(connect_to_broker(parent.app))
         self._publish(serving)
 

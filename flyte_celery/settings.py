@@ -28,7 +28,13 @@ _URLS = frozenset({"broker_url", "result_backend", "flower_url"})
 _COUNTS = frozenset({"max_start_failures", "max_suspended"})
 #: Times of which 0 means something: at once, or none.
 _MAY_BE_ZERO = frozenset({"grace", "lookahead", "start_backoff", "start_backoff_cap", "idle_ttl", "scaledown_ttl"})
-_OPTIONAL = frozenset({"broker_url", "result_backend", "idle_ttl", "scaledown_ttl", "grace", "flower_url"})
+_PATHS = frozenset({"project_dir", "device_locks"})
+#: What `gpu.declare` and `gpu.labels` read.
+_TEXTS = frozenset({"devices", "labels"})
+_OPTIONAL = (
+    frozenset({"broker_url", "result_backend", "idle_ttl", "scaledown_ttl", "grace", "flower_url", "device_locks"})
+    | _TEXTS
+)
 
 #: Seconds that running tasks get to finish when nobody says otherwise: below the 30 s that Kubernetes gives.
 GRACE = 25.0
@@ -88,6 +94,15 @@ class Settings:
     scaledown_ttl: float | None = None
     """Seconds after which this worker lets surplus replicas go, in place of the policy's. None: the policy's."""
 
+    devices: str | None = None
+    """Devices that a worker's host has, such as `"L4:2"`, in place of those that are found. None: those."""
+
+    labels: str | None = None
+    """Labels of a worker's host, such as `"zone=a,tier=batch"`, beside those that are found. None: no others."""
+
+    device_locks: Path | None = None
+    """The directory where all workers of a host lock its devices. None: one for locks, or for temporary files."""
+
     def __post_init__(self) -> None:
         for each in fields(self):
             object.__setattr__(self, each.name, _checked(each.name, getattr(self, each.name)))
@@ -133,9 +148,9 @@ class Settings:
 def _parsed(name: str, variable: str, text: str) -> Any:
     """The value of an environment variable, checked where the variable's name is still known."""
     value: Any = text
-    if name == "project_dir":
+    if name in _PATHS:
         value = Path(text)
-    elif name not in _URLS:
+    elif name not in _URLS | _TEXTS:
         try:
             value = int(text) if name in _COUNTS else float(text)
         except ValueError:
@@ -150,16 +165,24 @@ def _parsed(name: str, variable: str, text: str) -> Any:
 def _checked(name: str, value: Any) -> Any:
     if value is None and name in _OPTIONAL:
         return None
-    if name == "project_dir":
-        return _directory(value)
+    if name in _PATHS:
+        return _directory(name, value)
+    if name in _TEXTS:
+        return _text(name, value)
     if name in _URLS:
         return _url(name, value)
     return _count(name, value) if name in _COUNTS else _seconds(name, value)
 
 
-def _directory(value: Any) -> Path:
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}: give text.")
+    return value
+
+
+def _directory(name: str, value: Any) -> Path:
     if not isinstance(value, str | Path):
-        raise TypeError(f"project_dir={value!r} is a {type(value).__name__}: give a path.")
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}: give a path.")
     return Path(value).expanduser().absolute()
 
 

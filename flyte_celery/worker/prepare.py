@@ -10,7 +10,8 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -20,6 +21,9 @@ from celery.utils.quorum_queues import detect_quorum_queues
 from ..autoscaler.decide import Limits
 from ..environment import TaskEnvironment, environments
 from ..fleet.connection import connect_to_broker, is_too_old
+from ..gpu.host import Host, device_of, missing, this_host
+from ..gpu.inventory import most_replicas
+from ..gpu.leases import Leases, default_directory
 from ..names import PRIORITY_STEPS, queue_name
 from ..options import check_grace
 from ..queues import TYPE_ARGUMENT, environment_queue
@@ -196,9 +200,43 @@ def _claiming(worker: Any, environment: TaskEnvironment, url: str) -> Keeper | N
     return keeper
 
 
+def host_of(options: Mapping[str, Any], settings: Settings) -> Host:
+    """This host, as the options `devices` and `labels`, or the settings of that name, describe it.
+
+    Raises:
+        CannotServe: They cannot be read.
+    """
+    devices, labels = (options.get(name) or getattr(settings, name) for name in ("devices", "labels"))
+    try:
+        return this_host(os.environ, devices, labels)
+    except ValueError as exc:
+        raise CannotServe(str(exc)) from None
+
+
+def _check_host(environment: TaskEnvironment, host: Host) -> None:
+    """Make sure that this host can serve an environment.
+
+    Raises:
+        CannotServe: Says what it lacks.
+    """
+    if lacks := missing(environment, host):
+        raise CannotServe(
+            f"This host ({host.name}) cannot serve the environment {environment.name!r}: it needs "
+            f"{', and '.join(map(str, lacks))}. Start its worker on a host that has that, or say what this one "
+            "has with --devices and --labels."
+        )
+
+
+def _bounded(limits: Limits, most: int) -> Limits:
+    """Bounds that a host has devices for."""
+    return replace(limits, lowest=min(limits.lowest, most), highest=min(limits.highest, most))
+
+
 def _serving(worker: Any, environment: TaskEnvironment, broker_url: str, keeper: Keeper | None) -> Serving:
     options = worker.options
     settings = Settings.from_environ(os.environ)
+    host = host_of(options, settings)
+    _check_host(environment, host)
     policy = environment.reusable
     if policy is None:
         limits = Limits(0, worker.concurrency, 1, scaledown_ttl=0.0, idle_ttl=0.0)
@@ -215,6 +253,10 @@ def _serving(worker: Any, environment: TaskEnvironment, broker_url: str, keeper:
             idle_ttl=_seconds(options.get("idle_ttl"), settings.idle_ttl, policy.idle_ttl),
         )
         max_tasks = worker.max_tasks_per_child or None
+    devices = None
+    if (wanted := device_of(environment)) is not None:
+        devices = Leases(settings.device_locks or default_directory(), wanted, host.accelerators)
+        limits = _bounded(limits, most_replicas(wanted, host.accelerators))
     return Serving(
         environment=environment,
         limits=limits,
@@ -234,11 +276,13 @@ def _serving(worker: Any, environment: TaskEnvironment, broker_url: str, keeper:
                 str(worker.redirect_stdouts_level),
                 None if worker.no_color is None else not worker.no_color,
             ),
-            preload=environment.resources is None or environment.resources.get_device() is None,
+            preload=device_of(environment) is None,
             startup_timeout=settings.startup_timeout,
             max_suspended=settings.max_suspended,
         ),
         broker_url=broker_url,
+        host=host,
+        devices=devices,
         keeper=keeper,
         weaker=None if keeper is not None else _weaker(worker.app, environment, broker_url),
         redelivers=is_amqp(broker_url),

@@ -12,10 +12,12 @@ from ..autoscaler.driver import Autoscaler, Explained
 from ..clock import SystemClock
 from ..fleet.catalogue import Catalogue
 from ..fleet.connection import connect_to_broker
+from ..gpu.inventory import described, listed
 from ..names import PRIORITY_STEPS, queue_name
 from ..settings import redacted
 from . import control
 from .away import stay_alive
+from .offering import Offering
 from .pool import ReplicaPool
 from .serving import Serving
 
@@ -62,12 +64,24 @@ class AutoscalerStep(bootsteps.StartStopStep):
         logger.info("%s: serves the queue %r of %s", serving.name, queue_name(serving.name), broker)
         if serving.weaker is not None:
             logger.warning("%s: %s", serving.name, serving.weaker)
-        self._catalogue = Catalogue(connect_to_broker(parent.app))
+        if serving.devices is not None:
+            there = listed(serving.devices.accelerators)
+            logger.info("%s: each replica gets %s of %s", serving.name, described(serving.devices.wanted), there)
+        client = connect_to_broker(parent.app)
+        self._catalogue = Catalogue(client)
         self._publish(serving)
+        self._offering = Offering(client, parent.pool, parent.hostname)
+        self._offering.publish()
+
+    def stop(self, parent: Any) -> None:
+        """Offer nothing any more."""
+        self._offering.withdraw()
 
     def register_with_event_loop(self, parent: Any, hub: Any) -> None:
         """Publish again from time to time; Celery calls this for each connection, whose loss clears all timers."""
-        hub.call_repeatedly(PUBLISH_INTERVAL, self._publish, parent.pool.serving)
+        serving: Serving = parent.pool.serving
+        hub.call_repeatedly(PUBLISH_INTERVAL, self._publish, serving)
+        hub.call_repeatedly(serving.settings.lease_renewal, self._offering.publish)
 
     def _publish(self, serving: Serving) -> None:
         options = self._worker.app.conf.broker_transport_options or {}
@@ -111,7 +125,9 @@ class AutoscalerStep(bootsteps.StartStopStep):
         pool: ReplicaPool = self._worker.pool
         # With claims the transport itself lets others in for those that wait for their children.
         suspended = pool.suspended if pool.serving.keeper is None else 0
-        wanted = max(1, limits.highest * limits.concurrency) + self._lookahead() + suspended
+        # What other hosts could run is left to them while this one has no place for more replicas.
+        replicas = limits.highest if pool.obstacle is None else min(limits.highest, pool.live)
+        wanted = max(1, replicas * limits.concurrency) + self._lookahead() + suspended
         # Small corrections are not worth a command to the consumer.
         if suspended or abs(wanted - self._prefetch) * 8 > self._prefetch:
             change, self._prefetch = wanted - self._prefetch, wanted

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable
 
 from ..devices import PARTITIONS, DeviceClass
-from .inventory import Accelerator
+from .inventory import SHARED, Accelerator
 from .products import normalised
 
 _ITEM = re.compile(r"(?P<name>[^:/,]+)(?:/(?P<partition>[^:/,]+))?:(?P<count>\d+)(?:x(?P<shares>\d+))?")
@@ -61,6 +61,12 @@ def _parsed(text: str, item: str) -> tuple[Accelerator, int]:
         )
     name, partition = match["name"], match["partition"]
     count, shares = int(match["count"]), int(match["shares"] or 1)
+    if name.endswith(SHARED):
+        model = name.removesuffix(SHARED)
+        raise ValueError(
+            f"devices={text!r}: {name!r} is what an environment asks for. Declare the device and its shares: "
+            f"{model}:1x4 is one {model} for four replicas."
+        )
     known = normalised(name)
     if known is None:
         raise ValueError(

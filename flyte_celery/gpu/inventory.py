@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from ..devices import Device, DeviceClass
 
-_SHARED = " shared"
+#: How Flyte calls a share of a device: `T4 shared`.
+SHARED = " shared"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +54,12 @@ def fits(wanted: Device, accelerator: Accelerator) -> bool:
     if accelerator.device_class != wanted.device_class or accelerator.partition != wanted.partition:
         return False
     name = wanted.device
-    shared = name is not None and name.endswith(_SHARED)
+    shared = name is not None and name.endswith(SHARED)
     if shared != (accelerator.shares > 1):
         return False
     if name is None:
         return True
-    model = name.removesuffix(_SHARED).lower()  # Flyte writes `L40s`, and `L40S shared`
+    model = name.removesuffix(SHARED).lower()  # Flyte writes `L40s`, and `L40S shared`
     return model in (str(accelerator.name).lower(), accelerator.product.lower())
 
 

@@ -32,7 +32,11 @@ def read(path: str | None = None) -> list[Found] | None:
     table = _output([command, f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader,nounits"])
     if table is None:
         return None
-    rows = [[cell.strip() for cell in row] for row in csv.reader(table.splitlines()) if len(row) == len(_FIELDS)]
+    rows = [
+        [cell.strip() for cell in row]
+        for row in csv.reader(table.splitlines(), skipinitialspace=True)
+        if len(row) == len(_FIELDS)
+    ]
     divided = any(row[5] == "Enabled" for row in rows)
     instances = _instances(_output([command, "-L"]) or "") if divided else {}
     return [

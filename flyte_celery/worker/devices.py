@@ -11,6 +11,7 @@ from ..gpu import nvml
 from ..gpu.health import device_failure
 from ..gpu.inventory import Accelerator, described
 from ..gpu.leases import Lease, Leases
+from ..replica import wire
 
 logger = get_logger("flyte_celery.worker")
 
@@ -99,7 +100,9 @@ class ReplicaDevices:
 def failure_text(outcome: tuple[Any, ...]) -> str:
     """What a failed task's outcome says, for `ReplicaDevices.blame`; empty for one that has not failed."""
     match outcome:
-        case (_, True, bytes() as pickled, _):
+        case (wire.OK, failed, bytes() as pickled, _) if failed:
+            return pickled.decode("latin-1")
+        case (wire.RAISED, bytes() as pickled):
             return pickled.decode("latin-1")
         case _:
             return ""

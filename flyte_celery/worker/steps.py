@@ -125,8 +125,9 @@ class AutoscalerStep(bootsteps.StartStopStep):
         pool: ReplicaPool = self._worker.pool
         # With claims the transport itself lets others in for those that wait for their children.
         suspended = pool.suspended if pool.serving.keeper is None else 0
-        # What other hosts could run is left to them while this one has no place for more replicas.
-        replicas = limits.highest if pool.obstacle is None else min(limits.highest, pool.live)
+        # While this host has no place for more replicas, what others could run is left to them; but for one replica's
+        # work, whose demand makes the autoscaler ask again.
+        replicas = limits.highest if pool.obstacle is None else min(limits.highest, pool.live + 1)
         wanted = max(1, replicas * limits.concurrency) + self._lookahead() + suspended
         # Small corrections are not worth a command to the consumer.
         if suspended or abs(wanted - self._prefetch) * 8 > self._prefetch:

@@ -11,7 +11,8 @@ _BROKEN = re.compile(
     r"|cudaErrorECCUncorrectable|cudaErrorDevicesUnavailable|CUDA-capable device\(s\) is/are busy or unavailable"
     r"|CUDA_ERROR_(ECC_UNCORRECTABLE|UNKNOWN|DEVICE_UNAVAILABLE|NO_DEVICE|INVALID_DEVICE|NOT_INITIALIZED|HARDWARE_STACK_ERROR)"
     r"|no CUDA-capable device is detected|CUDA driver initialization failed|No HIP GPUs are available"
-    r"|No CUDA GPUs are available|NVML_ERROR_GPU_IS_LOST|Unable to determine the device handle for GPU",
+    r"|\bGPUFaultSystemError\b|No CUDA GPUs are available|NVML_ERROR_GPU_IS_LOST"
+    r"|Unable to determine the device handle for GPU",
     re.IGNORECASE,
 )
 

@@ -277,9 +277,9 @@ class ReplicaPool(BasePool):
         """A replica has ended a task and stored its result."""
         job = self.jobs.pop(number, None)
         self.replicas.release(replica, number)
-        if replica.lease is not None and (error := failure_text(outcome)):
-            self.replicas.blame_device(replica, error)
         if job is not None:
+            if replica.lease is not None and not job.waited and (error := failure_text(outcome)):
+                self.replicas.blame_device(replica, error)
             job.stop_timers()
             if job.accepted_at is not None:
                 self._learn(time.monotonic() - job.accepted_at)

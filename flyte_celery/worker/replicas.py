@@ -327,6 +327,7 @@ class Replicas:
                 case (wire.SUSPENDED, number):
                     self._forget_wait(replica, number)
                     if number in replica.jobs:
+                        replica.jobs[number].waited = True
                         replica.suspended.add(number)
                         self._owner.slots_changed()
                 case (wire.RESUME, number):

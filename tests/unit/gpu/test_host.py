@@ -148,6 +148,8 @@ class TestRequirements:
         ("RuntimeError: CUDA unknown error - this may be due to an incorrectly set up environment", True),
         ("RuntimeError: No CUDA GPUs are available", True),
         ("CUDA_ERROR_ECC_UNCORRECTABLE", True),
+        ("flyte_celery.errors.GPUFaultSystemError: what a hook has found out by itself", True),
+        ("flyte_celery.errors.GPUFaultUserError: an illegal access", False),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", False),
         ("RuntimeError: CUDA error: device-side assert triggered", False),
         ("RuntimeError: CUDA error: an illegal memory access was encountered", False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,11 +54,16 @@ def _hosts(app: Any) -> list[Host] | None:
     if client is None:
         return None
     try:
-        return [Host.from_dict(offer) for offer in offers(client)]
-    except (redis.RedisError, LookupError, TypeError):
+        published = offers(client)
+    except redis.RedisError:
         return None
     finally:
         client.close()
+    hosts: list[Host] = []
+    for offer in published:
+        with suppress(LookupError, TypeError):  # of another version
+            hosts.append(Host.from_dict(offer))
+    return hosts
 
 
 def _ready(app: Any, name: str) -> int | None:

@@ -48,7 +48,6 @@ class Offering:
             **pool.serving.host.as_dict(),
             "held": {replica.number: replica.lease.labels for replica in pool.replicas if replica.lease is not None},
             "broken": {} if pool.devices is None else pool.devices.broken(),
-            "obstacle": pool.obstacle,
         }
 
     def withdraw(self) -> None:

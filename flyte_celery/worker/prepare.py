@@ -65,8 +65,10 @@ def prepare(worker: Any) -> None:
         environment = _environment_of(worker)
         if environment is None:
             return
+        host = host_of(worker.options, Settings.from_environ(os.environ))
+        _check_host(environment, host)
         check_broker(worker.app)
-        _become(worker, environment)
+        _become(worker, environment, host)
     except (CannotServe, LookupError) as exc:
         print(f"Error: {exc}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
@@ -125,7 +127,7 @@ def check_broker(app: Any) -> None:
         connection.release()
 
 
-def _become(worker: Any, environment: TaskEnvironment) -> None:
+def _become(worker: Any, environment: TaskEnvironment, host: Host) -> None:
     app = worker.app
     name = environment.name
     nick, _, host = worker.hostname.partition("@")
@@ -134,7 +136,7 @@ def _become(worker: Any, environment: TaskEnvironment) -> None:
     broker_url = app.conf.broker_read_url or app.conf.broker_url
     # What `-Q` has made of the name is not what clients declare, where the app says how its queues are.
     app.amqp.queues.select_add(environment_queue(app, name))
-    serving = _serving(worker, environment, broker_url, _claiming(worker, environment, broker_url))
+    serving = _serving(worker, environment, host, broker_url, _claiming(worker, environment, broker_url))
     worker.pool_cls = type("ReplicaPool", (ReplicaPool,), {"serving": serving, "__module__": ReplicaPool.__module__})
     # Celery's consumer takes its prefetch count from these two: as many messages as can run at once.
     worker.concurrency = max(1, serving.capacity)
@@ -232,11 +234,9 @@ def _bounded(limits: Limits, most: int) -> Limits:
     return replace(limits, lowest=min(limits.lowest, most), highest=min(limits.highest, most))
 
 
-def _serving(worker: Any, environment: TaskEnvironment, broker_url: str, keeper: Keeper | None) -> Serving:
+def _serving(worker: Any, environment: TaskEnvironment, host: Host, broker_url: str, keeper: Keeper | None) -> Serving:
     options = worker.options
     settings = Settings.from_environ(os.environ)
-    host = host_of(options, settings)
-    _check_host(environment, host)
     policy = environment.reusable
     if policy is None:
         limits = Limits(0, worker.concurrency, 1, scaledown_ttl=0.0, idle_ttl=0.0)

@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..autoscaler.decide import Reason
 from ..autoscaler.driver import Autoscaler
 from ..supervisor.lifecycle import State
 from .pool import ReplicaPool
@@ -102,7 +103,7 @@ def status_of(pool: ReplicaPool, autoscaler: Autoscaler, hostname: str, ready: i
         reason=str(last.reason) if last else None,
         decision=last.text if last else None,
         failure=pool.starts.error if pool.starts.failed else None,
-        obstacle=pool.obstacle,
+        obstacle=pool.obstacle if last is not None and last.reason is Reason.BLOCKED else None,
         broken={} if pool.devices is None else pool.devices.broken(),
         start_seconds=tuple(round(seconds, 4) for seconds in pool.replicas.start_seconds),
     )

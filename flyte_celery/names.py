@@ -131,6 +131,16 @@ def inbox_key(queue: str, worker: str) -> str:
     return f"{PREFIX}inbox:{queue}:{worker}"
 
 
+def offers_key() -> str:
+    """What live workers' hosts offer: a hash of worker to JSON."""
+    return f"{PREFIX}offers"
+
+
+def offers_until_key() -> str:
+    """How long each offer holds: a sorted set of worker and server milliseconds."""
+    return f"{PREFIX}offers-until"
+
+
 def dead_key(queue: str) -> str:
     """Dead letters of a queue: a list of messages that were given up, each with the reason, newest first."""
     return f"{PREFIX}dead:{queue}"

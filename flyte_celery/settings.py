@@ -24,13 +24,18 @@ _VARIABLES = {
     "project_dir": (f"{_PREFIX}HOME",),
 }
 
-_PATHS = frozenset({"project_dir", "secrets_dir"})
 _URLS = frozenset({"broker_url", "result_backend", "flower_url"})
 _SWITCHES = frozenset({"progress"})
 _COUNTS = frozenset({"max_start_failures", "max_suspended"})
 #: Times of which 0 means something: at once, or none.
 _MAY_BE_ZERO = frozenset({"grace", "lookahead", "start_backoff", "start_backoff_cap", "idle_ttl", "scaledown_ttl"})
-_OPTIONAL = frozenset({"broker_url", "result_backend", "idle_ttl", "scaledown_ttl", "grace", "flower_url"})
+_PATHS = frozenset({"project_dir", "secrets_dir", "device_locks"})
+#: What `gpu.declare` and `gpu.labels` read.
+_TEXTS = frozenset({"devices", "labels"})
+_OPTIONAL = (
+    frozenset({"broker_url", "result_backend", "idle_ttl", "scaledown_ttl", "grace", "flower_url", "device_locks"})
+    | _TEXTS
+)
 
 #: Seconds that running tasks get to finish when nobody says otherwise: below the 30 s that Kubernetes gives.
 GRACE = 25.0
@@ -96,6 +101,15 @@ class Settings:
     scaledown_ttl: float | None = None
     """Seconds after which this worker lets surplus replicas go, in place of the policy's. None: the policy's."""
 
+    devices: str | None = None
+    """Devices that a worker's host has, such as `"L4:2"`, in place of those that are found. None: those."""
+
+    labels: str | None = None
+    """Labels of a worker's host, such as `"zone=a,tier=batch"`, beside those that are found. None: no others."""
+
+    device_locks: Path | None = None
+    """The directory where all workers of a host lock its devices. None: one for locks, or for temporary files."""
+
     def __post_init__(self) -> None:
         for each in fields(self):
             object.__setattr__(self, each.name, _checked(each.name, getattr(self, each.name)))
@@ -147,7 +161,7 @@ def _parsed(name: str, variable: str, text: str) -> Any:
         value = _WORDS.get(text.lower(), text)
         if value is text:
             raise ValueError(f"{variable}={text!r} is neither on nor off: set it to 1 or 0.")
-    elif name not in _URLS:
+    elif name not in _URLS | _TEXTS:
         try:
             value = int(text) if name in _COUNTS else float(text)
         except ValueError:
@@ -164,11 +178,19 @@ def _checked(name: str, value: Any) -> Any:
         return None
     if name in _PATHS:
         return _directory(name, value)
+    if name in _TEXTS:
+        return _text(name, value)
     if name in _URLS:
         return _url(name, value)
     if name in _SWITCHES:
         return _switch(name, value)
     return _count(name, value) if name in _COUNTS else _seconds(name, value)
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}: give text.")
+    return value
 
 
 def _directory(name: str, value: Any) -> Path:

@@ -234,7 +234,12 @@ def _describe_failure(exc: BaseException) -> str:
 
 
 def _main() -> None:
-    """Entry of a fresh interpreter: the plan comes on standard input, the worker's socket is inherited."""
+    """Entry of a fresh interpreter: the plan comes on standard input, the worker's socket is inherited.
+
+    So are the locks on its devices, which stay with this process and its forks, and go to no other program.
+    """
+    for file in sys.argv[2:]:
+        os.set_inheritable(int(file), False)
     plan, number = pickle.loads(sys.stdin.buffer.read())
     sock = socket.socket(fileno=int(sys.argv[1]))
     try:

@@ -99,13 +99,15 @@ class Launcher:
 
     def _start(self, start: Start) -> None:
         fd = self.fds.popleft()
+        files = [self.fds.popleft() for _ in range(start.files)]
         try:
-            pid = self._fork(start, fd) if self.plan.preload else self._spawn(start, fd)
+            pid = self._fork(start, fd) if self.plan.preload else self._spawn(start, fd, files)
         except OSError as exc:  # no memory or no process left: for the worker, a replica that failed to start
-            os.close(fd)
             self._tell(Ended(start.number, exc.errno or 1, 0))
             return
-        os.close(fd)
+        finally:
+            for each in (fd, *files):
+                os.close(each)
         self.children[pid] = start.number
         self._tell(Forked(start.number, pid))
 
@@ -128,10 +130,10 @@ class Launcher:
             code = 1
         return replica_main.leave(code)
 
-    def _spawn(self, start: Start, fd: int) -> int:
+    def _spawn(self, start: Start, fd: int, files: list[int]) -> int:
         process = subprocess.Popen(
-            [sys.executable, "-m", replica_main.__name__, str(fd)],
-            pass_fds=[fd],
+            [sys.executable, "-m", replica_main.__name__, *map(str, (fd, *files))],
+            pass_fds=[fd, *files],
             env={**os.environ, **start.environ},
             stdin=subprocess.PIPE,
         )

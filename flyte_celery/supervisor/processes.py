@@ -15,7 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -81,10 +81,15 @@ LauncherEvent = Preloaded | PreloadFailed | Forked | Ended | LauncherEnded
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Command to the launcher: start replica `number` on the socket that travels with this message."""
+    """Command to the launcher: start replica `number` on the socket that travels with this message.
+
+    Behind the socket travel `files` more open files, which are the replica's for as long as it lives: what it holds
+    locked is free when it is gone.
+    """
 
     number: int
     environ: Mapping[str, str]
+    files: int = 0
 
 
 class Launcher:
@@ -122,15 +127,22 @@ class Launcher:
         """Process id of the launcher."""
         return self._process.pid
 
-    def start(self, number: int, environ: Mapping[str, str]) -> Line:
+    def start(self, number: int, environ: Mapping[str, str], files: Sequence[int] = ()) -> Line:
         """Ask for a replica.
+
+        Args:
+            number: Its number.
+            environ: Variables of its own.
+            files: Open files that it inherits; the caller closes its own.
 
         Returns:
             The worker's end of the replica's socket; it reads end of file when the replica is gone.
         """
         ours, theirs = socket.socketpair()
         try:
-            socket.send_fds(self.line.sock, [encode(Start(number, dict(environ)))], [theirs.fileno()])
+            socket.send_fds(
+                self.line.sock, [encode(Start(number, dict(environ), len(files)))], [theirs.fileno(), *files]
+            )
         except OSError:
             pass  # the launcher is gone: both its socket and this replica's read end of file
         finally:

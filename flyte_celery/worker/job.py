@@ -45,6 +45,8 @@ class Job:
     accepted_at: float | None = None
     #: Celery's number of the retry that it is, 0 for the first run.
     retries: int = 0
+    #: Whether it has waited for children; an error may be one of theirs then, from another host.
+    waited: bool = False
     #: How it ended, kept only while its message is expected to be delivered again.
     outcome: tuple[Any, ...] | None = None
     #: It was ended on request (revoked, over its hard limit): its outcome is already recorded.

@@ -109,6 +109,11 @@ class Keeper:
         except redis.RedisError:
             return None
 
+    @property
+    def away(self) -> bool:
+        """Whether Redis did not answer lately."""
+        return self._away
+
     def answers(self) -> bool:
         """Whether Redis answers."""
         try:

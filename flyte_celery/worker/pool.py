@@ -22,6 +22,7 @@ from ..autoscaler.decide import Observed, ReplicaState, ReplicaView
 from ..errors import RuntimeSystemError
 from ..fleet.storing import UNFENCED
 from ..supervisor.lifecycle import Drain, Load, Revive, Starts, State, StopReason, Tick
+from .devices import ReplicaDevices, failure_text
 from .job import Job, frame, guarded
 from .limits import TimeLimits
 from .losses import after_loss, after_uncounted_loss, given_up, last_chance, most_attempts, returned_too_often
@@ -289,6 +290,8 @@ class ReplicaPool(BasePool):
         job = self.jobs.pop(number, None)
         self.replicas.release(replica, number)
         if job is not None:
+            if replica.lease is not None and not job.waited and (error := failure_text(outcome)):
+                self.replicas.blame_device(replica, error)
             job.stop_timers()
             if job.accepted_at is not None:
                 self._learn(time.monotonic() - job.accepted_at)
@@ -386,6 +389,7 @@ class ReplicaPool(BasePool):
         """Once per interval: notice what did not happen in time."""
         for replica in list(self.replicas):
             self.replicas.step(replica, Tick())
+        self.replicas.watch_devices()
         self.on_change()
 
     def _renew(self) -> None:
@@ -416,7 +420,8 @@ class ReplicaPool(BasePool):
                 self.replicas.step(replica, Revive())
                 had += 1
         while had < n and self.starts.allowed(time.monotonic(), self.replicas.count(State.STARTING)):
-            self.replicas.start()
+            if not self.replicas.start():
+                break
             had += 1
         if had:
             self.dispatch()
@@ -426,6 +431,16 @@ class ReplicaPool(BasePool):
     def live(self) -> int:
         """Replicas that take tasks, or will."""
         return self.replicas.live
+
+    @property
+    def devices(self) -> ReplicaDevices | None:
+        """What gives replicas their devices, None when they need none."""
+        return self.replicas.devices
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why this host has no place for another replica now, None when nothing is in the way."""
+        return None if self.devices is None else self.devices.obstacle
 
     def observed(self) -> Observed:
         """The demand that this worker has claimed, and its replicas."""

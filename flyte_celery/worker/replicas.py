@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import time
 from collections import deque
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 
 from celery.utils.log import get_logger
 
+from ..gpu.leases import Lease
 from ..names import REPLICA_VARIABLE
 from ..replica import wire
 from ..supervisor.lifecycle import (
@@ -36,6 +36,7 @@ from ..supervisor.lifecycle import (
 )
 from ..supervisor.processes import Ended, Forked, Launcher, LauncherEnded, Preloaded, PreloadFailed, kill
 from ..supervisor.wire import Line
+from .devices import ReplicaDevices
 from .job import Job
 from .serving import Serving
 
@@ -68,6 +69,8 @@ class Replica:
     child: Child
     line: Line
     pid: int = 0
+    #: Its devices, None when it needs none.
+    lease: Lease | None = None
     #: Tasks that it owns, sent or running.
     jobs: dict[int, Job] = field(default_factory=dict)
     #: Tasks that it has finished.
@@ -108,7 +111,11 @@ class Replicas:
         self._serving = serving
         self._starts = starts
         self._owner = owner
-        self._numbers = itertools.count(1)
+        #: What gives replicas their devices, None when they need none.
+        self.devices: ReplicaDevices | None = None
+        if serving.devices is not None:
+            self.devices = ReplicaDevices(serving.devices, serving.plan.hostname)
+        self._last_number = 0
         self._replicas: dict[int, Replica] = {}
         self._launcher: Launcher | None = None
         #: Replicas for which something was noted in this turn of the event loop.
@@ -193,17 +200,41 @@ class Replicas:
         if self.hub is not None:
             self.hub.add_reader(self._launcher.line.fileno(), self._on_launcher)
 
-    def start(self) -> None:
-        """Ask for one more replica."""
+    def start(self) -> bool:
+        """Ask for one more replica. Returns False when the host has no free device for it."""
         if self._launcher is None:
             self.launch()
         assert self._launcher is not None
-        number = next(self._numbers)
-        line = self._launcher.start(number, {REPLICA_VARIABLE: str(number)})
-        replica = Replica(Child(number, time.monotonic(), self._serving.patience), line)
+        number = self._last_number + 1
+        variables, lease = {REPLICA_VARIABLE: str(number)}, None
+        if self.devices is not None:
+            if (lease := self.devices.take(number)) is None:
+                return False
+            variables |= lease.variables
+        self._last_number = number
+        line = self._launcher.start(number, variables, lease.files if lease is not None else ())
+        replica = Replica(Child(number, time.monotonic(), self._serving.patience), line, lease=lease)
         self._replicas[number] = replica
+        if lease is not None:
+            lease.close()  # from now on the replica has it, and nobody else
+            logger.info("%s: replica %d has %s", self._serving.name, number, ", ".join(lease.labels))
         if self.hub is not None:
             self.hub.add_reader(line.fileno(), self._on_readable, replica)
+        return True
+
+    def blame_device(self, replica: Replica, error: str) -> None:
+        """A replica has failed: when its device is the reason, let it finish and give the device to no other."""
+        if self.devices is not None and replica.lease is not None:
+            self.devices.blame(replica.lease, error)
+
+    def watch_devices(self) -> None:
+        """Take what is broken out of use, and let the replicas that have it go."""
+        if self.devices is None:
+            return
+        self.devices.watch()
+        for replica in self.in_state(State.READY):
+            if replica.lease is not None and self.devices.has_broken(replica.lease):
+                self.step(replica, Drain(StopReason.DEVICE_BROKEN))
 
     def watch(self, hub: Any) -> None:
         """Register every socket with the (new) event loop."""
@@ -315,6 +346,7 @@ class Replicas:
                 case (wire.SUSPENDED, number):
                     self._forget_wait(replica, number)
                     if number in replica.jobs:
+                        replica.jobs[number].waited = True
                         replica.suspended.add(number)
                         self._owner.slots_changed()
                 case (wire.RESUME, number):
@@ -324,6 +356,7 @@ class Replicas:
                 case (wire.READY, seconds):
                     self._ready(replica, seconds)
                 case (wire.START_FAILED, error):
+                    self.blame_device(replica, error)
                     self.step(replica, StartupFailed(error))
         if closed:
             # How it ended comes from the launcher, which reaps it; until then it takes nothing.

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from ..autoscaler.decide import Limits
 from ..environment import TaskEnvironment
+from ..gpu.host import Host
+from ..gpu.leases import Leases
 from ..replica.plan import ReplicaPlan
 from ..settings import Settings
 from ..supervisor.lifecycle import Patience
@@ -27,6 +29,10 @@ class Serving:
     plan: ReplicaPlan
     #: The broker as the app was configured with it; the worker's own URL may name another transport.
     broker_url: str
+    #: What this host offers.
+    host: Host
+    #: The host's devices of the kind that each replica needs, None when it needs none.
+    devices: Leases | None = None
     #: The keeper of its claims; None where the broker is no Redis that claims can live on.
     keeper: Keeper | None = None
     #: What is weaker here than with claims, None with them.

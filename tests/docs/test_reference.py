@@ -63,7 +63,7 @@ def test_the_table_has_every_parameter_and_no_other(heading: str) -> None:
     ]
     shown = list(rows(section("parameters.md", heading)))
     if heading == "clone_with":
-        parameters += ["cache", "reusable", "max_attempts", "grace"]
+        parameters += ["cache", "reusable", "max_attempts", "grace", "labels"]
     assert shown == parameters
 
 
@@ -104,6 +104,7 @@ def test_the_settings_page_has_every_setting(monkeypatch: pytest.MonkeyPatch) ->
     samples = {
         "project_dir": "/srv",
         "secrets_dir": "/srv",
+        "device_locks": "/run/locks",
         "broker_url": "redis://there/1",
         "result_backend": "redis://there/2",
     }
@@ -119,8 +120,9 @@ def test_the_settings_page_has_every_setting(monkeypatch: pytest.MonkeyPatch) ->
             assert read != getattr(Settings.from_environ({}), field.name), variable
         if field.default is not dataclasses.MISSING:
             assert default == str(field.default), field.name
-        kind = str(field.type)
-        assert unit == {"str | None": "URL", "Path": "path", "int": "count"}.get(kind, "seconds"), field.name
+        kind = "text" if field.name in ("devices", "labels") else str(field.type).removesuffix(" | None")
+        expected = {"text": "text", "str": "URL", "Path": "path", "int": "count"}.get(kind, "seconds")
+        assert unit == expected, field.name
         assert meaning
 
 

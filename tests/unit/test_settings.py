@@ -28,6 +28,9 @@ DEFAULTS = {
     "autoscale_interval": 1.0,
     "idle_ttl": None,
     "scaledown_ttl": None,
+    "devices": None,
+    "labels": None,
+    "device_locks": None,
 }
 
 

@@ -137,9 +137,9 @@ def check_broker(app: Any) -> None:
 def _become(worker: Any, environment: TaskEnvironment, host: Host, provisions: Provisions) -> None:
     app = worker.app
     name = environment.name
-    nick, _, host = worker.hostname.partition("@")
+    nick, _, machine = worker.hostname.partition("@")
     if nick == "celery":  # nobody gave it a name
-        worker.hostname = f"{name}@{host or gethostname()}"
+        worker.hostname = f"{name}@{machine or gethostname()}"
     broker_url = app.conf.broker_read_url or app.conf.broker_url
     # What `-Q` has made of the name is not what clients declare, where the app says how its queues are.
     app.amqp.queues.select_add(environment_queue(app, name))

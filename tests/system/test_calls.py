@@ -30,7 +30,8 @@ from tests.helpers.waiting import wait_until
 
 SOURCE = """
     import asyncio
-    import time
+    import os
+    import warnings
     from pathlib import Path
     from typing import Any
 
@@ -40,6 +41,7 @@ SOURCE = """
     here = Path(__file__).parent
     aio = flyte.TaskEnvironment("calls", reusable=flyte.ReusePolicy(replicas=1, concurrency=50, idle_ttl=3600))
     snc = flyte.TaskEnvironment("sync-calls", reusable=flyte.ReusePolicy(replicas=1, idle_ttl=3600))
+    snc2 = flyte.TaskEnvironment("more-calls", reusable=flyte.ReusePolicy(replicas=1, idle_ttl=3600))
     running = 0
 
 
@@ -168,10 +170,31 @@ SOURCE = """
             return str([exc.code for exc in group.exceptions])
 
 
+    @snc.task
+    def forks() -> int:
+        with warnings.catch_warnings(action="ignore"):
+            pid = os.fork()
+        if not pid:
+            right = False
+            try:
+                right = (add.delay(1, 2).get(timeout=20), add_sync(1, 2)) == (3, 3)
+            finally:
+                os._exit(0 if right else 1)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+    @snc2.task
+    def add_sync(x: int, y: int) -> int:
+        return x + y
+
+
     @aio.task
     async def waits_for(name: str) -> str:
         return await stays(name)
 """
+
+
+ENVIRONMENTS = ("calls", "sync-calls", "more-calls")
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +212,7 @@ def project(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> It
     project = Project(tmp_path_factory.mktemp("calls"), server.url())
     project.write(SOURCE, "calls_proj")
     try:
-        for environment in ("calls", "sync-calls"):
+        for environment in ENVIRONMENTS:
             project.start(environment, app="calls_proj", ready=False)
         for worker in project.workers:
             worker.wait_ready()
@@ -228,7 +251,7 @@ def nothing_is_left(project: Project, proj: ModuleType, client: redis.Redis) -> 
     def left() -> list[Any]:
         gc.collect()
         channel = proj.app.backend.replies
-        busy = [name for name in ("calls", "sync-calls") if (at := project.status(name))["running"] or at["suspended"]]
+        busy = [name for name in ENVIRONMENTS if (at := project.status(name))["running"] or at["suspended"]]
         subscribed = [name for name in client.pubsub_channels() if "meta" in name]
         return [*busy, *subscribed, *client.keys(wait_key("*")), *["a wait"] * channel.open_waits(), *channel._replies]
 
@@ -456,6 +479,13 @@ def test_a_replica_whose_connection_is_killed_finds_its_childs_result(
     client.client_kill_filter(_type="pubsub", skipme=True)
     (project.folder / f"{name}-enough").touch()
     assert result.get(timeout=PATIENCE) == name
+
+
+def test_a_process_that_a_task_forks_waits_like_any_other(project: Project, proj: ModuleType) -> None:
+    """It is no replica, and its parent keeps its slot."""
+    assert proj.forks.delay().get(timeout=PATIENCE) == 0
+    assert project.status("sync-calls")["suspended"] == 0
+    assert proj.catches_sync.delay().get(timeout=PATIENCE)
 
 
 # -- Results ---------------------------------------------------------------------------------------------------------

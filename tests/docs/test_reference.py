@@ -102,6 +102,7 @@ def test_the_settings_page_has_every_setting(monkeypatch: pytest.MonkeyPatch) ->
     """With its variables, which really set it, its default and its unit."""
     shown = rows((REFERENCE / "settings.md").read_text())
     samples = {"project_dir": "/srv", "broker_url": "redis://there/1", "result_backend": "redis://there/2"}
+    samples["progress"] = "0"
     assert {name for name in shown if not name.startswith(("FLYTE", "."))} == {
         field.name for field in dataclasses.fields(Settings)
     }
@@ -115,7 +116,9 @@ def test_the_settings_page_has_every_setting(monkeypatch: pytest.MonkeyPatch) ->
         if field.default is not dataclasses.MISSING:
             assert default == str(field.default), field.name
         kind = str(field.type)
-        assert unit == {"str | None": "URL", "Path": "path", "int": "count"}.get(kind, "seconds"), field.name
+        assert unit == {"str | None": "URL", "Path": "path", "int": "count", "bool": "1 or 0"}.get(kind, "seconds"), (
+            field.name
+        )
         assert meaning
 
 

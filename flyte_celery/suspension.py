@@ -6,6 +6,7 @@ Outside of tasks, and in local runs, waiting is nobody's business and nothing ha
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -34,8 +35,8 @@ class Suspender(Protocol):
 _suspender: Suspender | None = None
 
 
-def set_suspender(suspender: Suspender) -> None:
-    """Have a replica's means used by this process."""
+def set_suspender(suspender: Suspender | None) -> None:
+    """Have a replica's means used by this process; None ends that."""
     global _suspender
     _suspender = suspender
 
@@ -70,3 +71,7 @@ def awaiting(
     if _suspender is None or run is None:
         return contextlib.nullcontext()
     return _suspender.awaiting(run, interrupt, awaited)
+
+
+# A process that a task forks is no replica: its waits are nobody's business, and the pipe to the worker is not its own.
+os.register_at_fork(after_in_child=lambda: set_suspender(None))

@@ -99,7 +99,7 @@ class Map:
         Args:
             func: A task, or a `functools.partial` of one that leaves exactly one parameter.
             *iterables: Zipped to the shortest. They may be endless.
-            group_name: Name for the calls in monitoring.
+            group_name: Name of these calls, which the progress bar shows.
             concurrency: Calls in flight at once; 0 means as many as the window of 1000.
             return_exceptions: Yield failures as objects in place of results, also the TypeError of an argument that
                 does not fit; False raises the first one and revokes the calls in flight.

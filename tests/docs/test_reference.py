@@ -107,6 +107,7 @@ def test_the_settings_page_has_every_setting(monkeypatch: pytest.MonkeyPatch) ->
         "device_locks": "/run/locks",
         "broker_url": "redis://there/1",
         "result_backend": "redis://there/2",
+        "progress": "0",
     }
     assert {name for name in shown if not name.startswith(("FLYTE", "."))} == {
         field.name for field in dataclasses.fields(Settings)
@@ -121,8 +122,8 @@ def test_the_settings_page_has_every_setting(monkeypatch: pytest.MonkeyPatch) ->
         if field.default is not dataclasses.MISSING:
             assert default == str(field.default), field.name
         kind = "text" if field.name in ("devices", "labels") else str(field.type).removesuffix(" | None")
-        expected = {"text": "text", "str": "URL", "Path": "path", "int": "count"}.get(kind, "seconds")
-        assert unit == expected, field.name
+        units = {"text": "text", "str": "URL", "Path": "path", "int": "count", "bool": "1 or 0"}
+        assert unit == units.get(kind, "seconds"), field.name
         assert meaning
 
 

@@ -25,7 +25,7 @@ SOURCE = """
 
     from celery import chord, group
     from celery.exceptions import TimeoutError as CeleryTimeoutError
-    from celery.result import AsyncResult, ResultSet
+    from celery.result import AsyncResult, ResultSet, allow_join_result
 
     import flyte_celery as flyte
 
@@ -45,6 +45,19 @@ SOURCE = """
     @app.task(name="plain_double")
     def plain_double(x: int) -> int:
         return 2 * x
+
+
+    @app.task(name="plain_waits")
+    def plain_waits() -> list[Any]:
+        said = []
+        for wait in (double.delay(1).get, plain_double.delay(1).get, group(double.s(1))().get):
+            try:
+                said.append(wait(timeout=20))
+            except RuntimeError as exc:
+                said.append(str(exc).partition("!")[0])
+        with allow_join_result():
+            said += [double.delay(1).get(timeout=20), *group(double.s(n) for n in (2, 3))().get(timeout=20)]
+        return said
 
 
     @snc.task
@@ -337,6 +350,12 @@ def test_an_async_task_that_waits_holds_no_slot(project: Project, how: str, valu
 def test_what_would_block_the_event_loop_says_what_to_write_instead(project: Project, how: str) -> None:
     with pytest.raises(SyncTaskCallInAsyncContextError, match=r"await |\.aio"):
         project.call("aio.blocks", how)
+
+
+def test_celerys_guard_stays_for_plain_tasks(project: Project) -> None:
+    result = project.celery_app.send_task("plain_waits")
+    never = "Never call result.get() within a task"
+    assert result.get(timeout=PATIENCE) == [never, never, never, 2, 4, 6]
 
 
 def test_failures_in_a_group(project: Project) -> None:

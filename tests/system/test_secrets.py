@@ -62,6 +62,8 @@ SOURCE = """
     )
     needy = flyte.TaskEnvironment("needy", secrets=[flyte.Secret("nowhere", group="lost")])
     doubled = flyte.TaskEnvironment("doubled", secrets=["environment-key"], env_vars={"ENVIRONMENT_KEY": "x"})
+    odd = flyte.TaskEnvironment("odd")
+    odd.secrets = 5  # after it was checked
     broken = flyte.TaskEnvironment("broken", reusable=flyte.ReusePolicy(replicas=1), secrets=SECRETS)
 
 
@@ -446,3 +448,11 @@ def test_a_worker_that_cannot_give_a_secret_does_not_start(
         assert "Traceback" not in said
         assert all(word in said for word in words), said
         assert not leaks(said)
+
+
+def test_a_worker_that_meets_the_unforeseen_does_not_start_as_a_plain_one(project: Project) -> None:
+    """Celery logs what a signal's receiver raises, and goes on."""
+    ended = project.celery("worker", "-Q", "odd")
+    assert ended.returncode == 1
+    assert "TypeError: secrets=5 is not possible" in ended.stderr
+    assert "ready." not in ended.stdout + ended.stderr

@@ -317,8 +317,8 @@ print(ensure(image, Path({str(tmp_path / "venvs")!r}), os.environ, lambda line: 
     assert builder.stdout is not None
     assert b"Building" in builder.stdout.readline()
     builder.send_signal(signum)
-    builder.communicate(timeout=30)
-    assert builder.returncode != 0
+    said, errors = builder.communicate(timeout=30)
+    assert builder.returncode != 0, (said, errors)
     homes = [path for path in (tmp_path / "venvs").iterdir() if path.is_dir()]
     assert not homes or signum is signal.SIGKILL
     again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)

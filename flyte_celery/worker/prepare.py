@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import sys
+import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import timedelta
@@ -72,6 +73,9 @@ def prepare(worker: Any) -> None:
     except (CannotServe, LookupError) as exc:
         print(f"Error: {exc}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
+    except Exception:  # else Celery goes on, and serves the queue as a plain worker would
+        traceback.print_exc()
+        raise SystemExit(1) from None
 
 
 def _environment_of(worker: Any) -> TaskEnvironment | None:
@@ -130,9 +134,9 @@ def check_broker(app: Any) -> None:
 def _become(worker: Any, environment: TaskEnvironment, host: Host) -> None:
     app = worker.app
     name = environment.name
-    nick, _, host = worker.hostname.partition("@")
+    nick, _, machine = worker.hostname.partition("@")
     if nick == "celery":  # nobody gave it a name
-        worker.hostname = f"{name}@{host or gethostname()}"
+        worker.hostname = f"{name}@{machine or gethostname()}"
     broker_url = app.conf.broker_read_url or app.conf.broker_url
     # What `-Q` has made of the name is not what clients declare, where the app says how its queues are.
     app.amqp.queues.select_add(environment_queue(app, name))

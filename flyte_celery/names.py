@@ -30,6 +30,9 @@ CHAIN_HEADER = "flyte_celery_chain"
 #: Key in a message's headers for what `task.override(...)` asks of this call.
 OVERRIDES_HEADER = "flyte_celery_overrides"
 
+#: Key in a message's headers for when the call was submitted, and its current attempt.
+TIMES_HEADER = "flyte_celery_times"
+
 #: Environment variable of a replica's process: its number within its worker.
 REPLICA_VARIABLE = "FLYTE_CELERY_REPLICA"
 

@@ -79,6 +79,9 @@ class Settings:
     max_suspended: int = 1000
     """Tasks of one replica that may wait for their children at once; the next one fails with `StarvationError`."""
 
+    cancel_patience: float = 10.0
+    """Seconds that a task which is revoked, or over a limit, has to clean up before its replica is ended with it."""
+
     autoscale_interval: float = 1.0
     """Seconds between two looks of the autoscaler. New work wakes it up earlier."""
 

@@ -7,9 +7,11 @@ task classes (Django's, yours) keep working.
 from __future__ import annotations
 
 import os
+import time
 from asyncio import CancelledError
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +19,10 @@ from celery._state import _task_stack
 from celery.app.autoretry import add_autoretry_behaviour
 from celery.app.task import Context
 from celery.exceptions import Ignore, Reject, Retry
+from celery.utils.time import maybe_make_aware
 
-from .. import context, overrides
-from ..errors import NonRecoverableError, RuntimeUserError
+from .. import attempts, context, overrides, overrun
+from ..errors import DeadlineExceededError, NonRecoverableError, RuntimeUserError
 from ..names import REPLICA_VARIABLE
 from .backend import address
 from .results import EagerEnvironmentResult, EnvironmentResult
@@ -76,10 +79,14 @@ class EnvironmentTask:
 
         Raises:
             TypeError: As `apply_async`.
+            ValueError: The task's `timeout` is none.
         """
         args, kwargs = self.template.dump_call(tuple(args or ()), kwargs or {})
-        if inherited := context.outgoing_headers():
-            options["headers"] = {**inherited, **(options.get("headers") or {})}
+        headers = options.get("headers")
+        template = overrides.effective(self.template, headers)
+        more = {**context.outgoing_headers(), **(headers or {}), **attempts.stamped(template, headers, _due(options))}
+        if more:
+            options["headers"] = more
         address(self, options)
         return args, kwargs, options
 
@@ -124,12 +131,13 @@ class EnvironmentTask:
             args = (self, *args)
         with _running(self):
             try:
-                value = template.func(*args, **kwargs)
-                if template.is_async:
-                    if self.request.is_eager:
-                        value = _with_request(self, self.request_stack.top, value)
-                    value = context.run_coroutine(value)
-            except (Retry, Ignore, Reject, NonRecoverableError):
+                with overrun.watched(self.request.id, passing=(Retry, Ignore, Reject)):
+                    value = template.func(*args, **kwargs)
+                    if template.is_async:
+                        if self.request.is_eager:
+                            value = _with_request(self, self.request_stack.top, value)
+                        value = context.run_coroutine(value)
+            except (Retry, Ignore, Reject):
                 raise
             except (SystemExit, KeyboardInterrupt) as exc:
                 # The process is shared: a task may fail, it may not end its neighbours.
@@ -168,12 +176,19 @@ class EnvironmentTask:
 
     def _retry_by_strategy(self, template: TaskTemplate[Any, Any], exc: Exception) -> None:
         """Retry a user's failure as the task's `RetryStrategy` says; raises Celery's `Retry` when it does."""
-        strategy = template.retries
-        done = self.request.retries
-        if strategy is None or done >= strategy.count:
-            return
-        delay = strategy.backoff.compute_delay(done).total_seconds() if strategy.backoff else 0.0
-        raise self.retry(exc=exc, countdown=delay, max_retries=strategy.count)
+        follows = attempts.next_attempt(template, exc, self.request.retries, self.request.headers)
+        if isinstance(follows, Exception):
+            raise follows from exc
+        if follows is not None and template.retries is not None:
+            raise self.retry(exc=exc, countdown=follows.total_seconds(), max_retries=template.retries.count)
+
+
+def _due(options: dict[str, Any]) -> float:
+    """When a call may begin by Celery's options, in seconds since the epoch; 0 for now."""
+    if countdown := options.get("countdown"):
+        return time.time() + float(countdown)
+    eta = options.get("eta")
+    return float(maybe_make_aware(eta).timestamp()) if isinstance(eta, datetime) else 0.0
 
 
 def _last_task(sig: Any) -> Any:
@@ -243,7 +258,8 @@ def make_task(app: Celery, template: TaskTemplate[Any, Any], queue: Queue, publi
     cls = type(template.func.__name__, (EnvironmentTask, app.Task), attributes)
     app.tasks.pop(template.name, None)
     task = cls()
-    add_autoretry_behaviour(task, **options)
+    final = (*options.pop("dont_autoretry_for", ()), NonRecoverableError, DeadlineExceededError)
+    add_autoretry_behaviour(task, **options, dont_autoretry_for=final)
     app.tasks[template.name] = task
     task._app = app
     task.bind(app)

@@ -43,7 +43,8 @@ class _Task:
     waits: int = 0
     #: The task and those that wait for it, the first one first.
     chain: tuple[str, ...] = ()
-    cancelled: bool = False
+    #: What its waits on threads end with.
+    cancelled: type[BaseException] | None = None
     interrupts: list[Callable[[], object]] = field(default_factory=list)
     #: Whom to wake when a slot is granted.
     wake: list[Callable[[], object]] = field(default_factory=list)
@@ -88,13 +89,13 @@ class Suspended:
         for call in wake:
             call()
 
-    def cancel(self, number: int) -> bool:
-        """End a task that waits on a thread; says whether it does."""
+    def cancel(self, number: int, error: type[BaseException] = Abandoned) -> bool:
+        """End the waits of a task that waits on a thread by raising `error` there; says whether it does."""
         with self._lock:
             task = self._numbered.get(number)
             if task is None or not task.interrupts:
                 return False
-            task.cancelled = True
+            task.cancelled = error
             interrupts = list(task.interrupts)
         for interrupt in interrupts:
             interrupt()
@@ -115,8 +116,9 @@ class Suspended:
             granted: concurrent.futures.Future[None] = concurrent.futures.Future()
             if self._end(task, lambda: granted.set_result(None)):
                 granted.result()
-            if task.cancelled:
-                raise Abandoned
+            error, task.cancelled = task.cancelled, None
+            if error is not None:
+                raise error
 
     @contextlib.asynccontextmanager
     async def awaiting(self, run: RunContext) -> AsyncIterator[None]:

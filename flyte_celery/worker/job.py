@@ -14,6 +14,7 @@ from ..replica import wire
 from ..supervisor.wire import encode
 
 if TYPE_CHECKING:
+    from ..errors import TaskTimeoutError
     from ..task import TaskTemplate
 
 logger = get_logger("flyte_celery.worker")
@@ -54,6 +55,8 @@ class Job:
     outcome: tuple[Any, ...] | None = None
     #: It was ended on request (revoked, over its hard limit): its outcome is already recorded.
     terminated: bool = False
+    #: The limit of its task's `timeout` that it has exceeded, whose error is its outcome.
+    exceeded: TaskTimeoutError | None = None
     timers: list[Any] = field(default_factory=list)
 
     @property

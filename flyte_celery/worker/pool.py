@@ -30,6 +30,7 @@ from .redelivery import MOST_RETURNS, Attempts, Redelivery, returns
 from .replicas import Replica, Replicas
 from .serving import Serving
 from .stopping import Stopping
+from .timeouts import Timeouts
 from .waiting import Waiting
 from .wakeup import SignalWakeup
 
@@ -37,6 +38,9 @@ logger = get_logger("flyte_celery.worker")
 
 #: Seconds between two looks for workers whose lease is over; their tasks are back within the lease and two seconds.
 REAP_INTERVAL = 1.0
+
+#: Seconds between two looks for tasks that have waited in the queue for longer than they may.
+OVERDUE_INTERVAL = 1.0
 
 _VIEWED = {
     State.STARTING: ReplicaState.STARTING,
@@ -65,7 +69,8 @@ class ReplicaPool(BasePool):
         settings = self.serving.settings
         self.starts = Starts(settings.max_start_failures, settings.start_backoff, settings.start_backoff_cap)
         self.replicas = Replicas(self.serving, self.starts, self)
-        self._limits = TimeLimits(self.replicas)
+        self._limits = TimeLimits(self.replicas, settings.cancel_patience)
+        self._timeouts = Timeouts(self.replicas, self._limits, self._withdraw)
         #: Called when demand may have changed; the autoscaler sets it.
         self.on_change: Callable[[], None] = lambda: None
         self._tasks = self.serving.environment.tasks
@@ -105,6 +110,7 @@ class ReplicaPool(BasePool):
             timers += [
                 hub.call_repeatedly(renewal, self._renew),
                 hub.call_repeatedly(min(REAP_INTERVAL, renewal), keeper.reap),
+                hub.call_repeatedly(OVERDUE_INTERVAL, keeper.look_for_overdue),
             ]
         return timers
 
@@ -183,7 +189,7 @@ class ReplicaPool(BasePool):
             if (failure := given_up(job, most, keeper)) is not None:
                 job.fail(failure)
                 return False
-        return True
+        return self._timeouts.came(job, request)
 
     def _fence(self, claim: int | None, task_name: str) -> tuple[str, str]:
         keeper = self.serving.keeper
@@ -196,6 +202,7 @@ class ReplicaPool(BasePool):
     def _expect_everything_again(self) -> None:
         """There is a new connection, if not the first: what waits comes again with it, and so does what runs."""
         for job in self.waiting.clear():
+            job.stop_timers()
             del self.jobs[job.number]
         self._redelivery.expect(self.jobs.values())
 
@@ -253,6 +260,7 @@ class ReplicaPool(BasePool):
         while (next_up := self.waiting.next(self.replicas)) is not None:
             job, replica = next_up
             if job.withdrawn():
+                job.stop_timers()
                 del self.jobs[job.number]
                 continue
             job.replica = replica.number
@@ -274,6 +282,7 @@ class ReplicaPool(BasePool):
             self.serving.keeper.begun(job.claim)
         job.on_accepted(replica.pid, at)
         self._limits.begin(job)
+        self._timeouts.begun(job)
 
     def done(self, replica: Replica, number: int, outcome: tuple[Any, ...]) -> None:
         """A replica has ended a task and stored its result."""
@@ -309,7 +318,10 @@ class ReplicaPool(BasePool):
             job.stop_timers()
             self._redelivery.forget(job)
             if not job.terminated and not self.stopping.ending:
-                self._lost_while_running(job, cause)
+                if replica.child.reason is StopReason.TERMINATED:
+                    self._run_again(job, cause)
+                else:
+                    self._lost_while_running(job, cause)
         if self.stopping.begun:
             for job in unstarted:
                 self.hand_back(job)
@@ -324,6 +336,18 @@ class ReplicaPool(BasePool):
         if attempts >= most:
             self._attempts.ended(job)
         job.fail(after_uncounted_loss(job, cause, attempts, most, self.serving.plan.hostname))
+
+    def _run_again(self, job: Job, cause: str) -> None:
+        """Give the task back to the queue; that its neighbour's replica had to end is no attempt of its own."""
+        if job.claim is not None and self.serving.keeper is not None:
+            self.serving.keeper.forgive(job.claim)
+        job.fail(Reject(cause, requeue=True))
+
+    def _withdraw(self, job: Job) -> None:
+        """A task waits no longer."""
+        self.jobs.pop(job.number, None)
+        if job in self.waiting:
+            self.waiting.remove(job)
 
     def _unrecorded(self, claim: int | None) -> None:
         """A task's failure could not be stored: it runs again, for its caller would wait for ever."""

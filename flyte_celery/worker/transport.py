@@ -123,6 +123,7 @@ class Claiming(kombu_redis.Channel):
         if not self.active_queues or monotonic() < self._refused_until:
             return
         claims = self._asked = self.keeper.claims
+        self.keeper.deliver = self._deliver_claims
         connection = self.client.connection
         self._in_poll = connection
         self._brpop_sent_at = now = monotonic()
@@ -212,7 +213,9 @@ class Claiming(kombu_redis.Channel):
             for number in parked:
                 del messages[number]
         for number, message in messages.items():
-            if self.keeper.claims.queue not in self.active_queues:  # cancelled while the reply was on its way
+            if (
+                self.closed or self.keeper.claims.queue not in self.active_queues
+            ):  # cancelled while the reply was on its way
                 self.keeper.hand_back([number])
             else:
                 self.connection._deliver(message, self.keeper.claims.queue)

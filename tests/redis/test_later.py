@@ -178,10 +178,11 @@ def test_revoked_tasks_come_at_once(claims: Claims, later: Later, server: redis.
 
 
 def test_a_thousand_due_at_once_are_moved_in_bounded_steps(claims: Claims, later: Later, server: redis.Redis) -> None:
-    at = time.time() + 0.3
-    for _ in range(3):
-        claims.park([(each, at) for each in claim(claims, *(f"t{n}" for n in range(400)))])
-    wait_until(lambda: later.move_due() == 0)
+    ids = [f"t{n}" for n in range(1200)]
+    for some in (ids[:400], ids[400:800], ids[800:]):
+        claims.park([(each, time.time() + 60) for each in claim(claims, *some)])
+    later.bring_forward(ids)
+    assert later.move_due() == 0
     assert 0 < len(queued(server)) < 1200
     wait_until(lambda: later.move_due() is None)
     assert len(queued(server)) == 1200

@@ -90,23 +90,22 @@ def publish_many(project: Project, task: str, number: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("ending", ["kill", "terminate"])
-def test_ten_thousand_retries_survive_their_worker(project: Project, ending: str) -> None:
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("ending", "number"), [("kill", 10_000), ("terminate", 500)])
+def test_ten_thousand_retries_survive_their_worker(project: Project, ending: str, number: int) -> None:
     """Every first attempt fails, the worker goes while all of them wait, and the next one runs each once more."""
-    number = 10_000
-    first = start(project, "aio", 60.0)
+    first = start(project, "aio", 3600.0)
     publish_many(project, "aio.second_time", number)
-    project.wait(lambda: parked(project, "aio") == number, 150, "all retries in Redis")
+    project.wait(lambda: parked(project, "aio") == number, 400, "all retries in Redis")
     getattr(first, ending)()
     first.wait()
     assert parked(project, "aio") == number
-    # Not to wait for a minute: the time comes for all at once.
+    # Not to wait for an hour: the time comes for all at once.
     with redis.Redis.from_url(project.url) as client:
         key = names.later_key("aio")
         client.zadd(key, dict.fromkeys(client.zrange(key, 0, -1), 0), xx=True)  # type: ignore[union-attr]
     start(project, "aio")
-    project.wait(lambda: len(runs(project, 1)) == number, 150, "all second attempts")
+    project.wait(lambda: len(runs(project, 1)) == number, 400, "all second attempts")
     assert runs(project, 0) == dict.fromkeys(range(number), 1)
     assert runs(project, 1) == dict.fromkeys(range(number), 1)
     assert parked(project, "aio") == 0

@@ -23,6 +23,7 @@ DEFAULTS = {
     "lookahead": 0.05,
     "lease": 15.0,
     "max_suspended": 1000,
+    "cancel_patience": 10.0,
     "autoscale_interval": 1.0,
     "idle_ttl": None,
     "scaledown_ttl": None,

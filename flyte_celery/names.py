@@ -33,6 +33,9 @@ OVERRIDES_HEADER = "flyte_celery_overrides"
 #: Key in a message's headers for when the call was submitted, and its current attempt.
 TIMES_HEADER = "flyte_celery_times"
 
+#: Key in a retry's headers for how many starts of the attempts before it were lost.
+LOST_HEADER = "flyte_celery_lost"
+
 #: Environment variable of a replica's process: its number within its worker.
 REPLICA_VARIABLE = "FLYTE_CELERY_REPLICA"
 

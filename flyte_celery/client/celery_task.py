@@ -23,7 +23,8 @@ from celery.utils.time import maybe_make_aware
 
 from .. import attempts, context, overrides, overrun
 from ..errors import DeadlineExceededError, NonRecoverableError, RuntimeUserError
-from ..names import REPLICA_VARIABLE
+from ..fleet.messages import attempts_of
+from ..names import LOST_HEADER, REPLICA_VARIABLE
 from .backend import address
 from .results import EagerEnvironmentResult, EnvironmentResult
 from .sizes import check_size
@@ -110,6 +111,13 @@ class EnvironmentTask:
             last.options["reply_to"] = self.request.reply_to
         return super().replace(sig)  # type: ignore[misc]
 
+    def signature_from_request(self, request: Any = None, *args: Any, **options: Any) -> Any:
+        """The call of the next attempt, as Celery's; it knows how many starts were lost before it."""
+        signature = super().signature_from_request(request, *args, **options)  # type: ignore[misc]
+        if lost := _lost_starts(self.request if request is None else request):
+            signature.options["headers"] = {**(signature.options.get("headers") or {}), LOST_HEADER: lost}
+        return signature
+
     def AsyncResult(self, task_id: str, **options: Any) -> EnvironmentResult:  # Celery's name
         """The result of a call by its id, with the task's return type."""
         app = self._get_app()
@@ -183,6 +191,12 @@ class EnvironmentTask:
             raise self.retry(exc=exc, countdown=follows.total_seconds(), max_retries=template.retries.count)
 
 
+def _lost_starts(request: Any) -> int:
+    """How many starts of a task were lost with their replica or worker, over all its attempts."""
+    before = (request.headers or {}).get(LOST_HEADER)
+    return attempts_of(request.properties or {})[0] + (before if isinstance(before, int) else 0)
+
+
 def _due(options: dict[str, Any]) -> float:
     """When a call may begin by Celery's options, in seconds since the epoch; 0 for now."""
     if countdown := options.get("countdown"):
@@ -228,7 +242,7 @@ def _running(task: EnvironmentTask) -> Iterator[None]:
         root_id=request.root_id or request.id,
         environment=task.template.parent_env_name,
         task=task.name,
-        attempt_number=request.retries,
+        attempt_number=request.retries + _lost_starts(request),
         is_async=task.template.is_async,
         headers=request.headers or {},
         hostname=request.hostname,

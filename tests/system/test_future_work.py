@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -13,6 +14,7 @@ import redis
 from celery.exceptions import TaskRevokedError
 
 from flyte_celery import names
+from flyte_celery.fleet.later import Later
 from tests.helpers.projects import PATIENCE, Project
 
 SOURCE = """
@@ -100,10 +102,9 @@ def test_ten_thousand_retries_survive_their_worker(project: Project, ending: str
     getattr(first, ending)()
     first.wait()
     assert parked(project, "aio") == number
-    # Not to wait for an hour: the time comes for all at once.
-    with redis.Redis.from_url(project.url) as client:
-        key = names.later_key("aio")
-        client.zadd(key, dict.fromkeys(client.zrange(key, 0, -1), 0), xx=True)  # type: ignore[union-attr]
+    with redis.Redis.from_url(project.url) as client:  # not to wait for an hour
+        later = Later(client, "aio")
+        assert later.hurry(entry for entry, _ in later.entries()) == number
     start(project, "aio")
     project.wait(lambda: len(runs(project, 1)) == number, 400, "all second attempts")
     assert runs(project, 0) == dict.fromkeys(range(number), 1)
@@ -202,3 +203,25 @@ def test_a_time_that_cannot_be_read_leaves_the_worker_alone(project: Project) ->
     for eta in ("soon", 5, {"a": 1}, "9999-12-31T23:59:59.999999+00:00x"):
         project.send("snc.now", headers={"eta": eta})
     assert project.call("snc.now") > 0
+
+
+def test_an_operator_lists_hurries_and_forgets_future_work(project: Project) -> None:
+    start(project, "snc")
+    results = [project.send("snc.now", countdown=600 + n) for n in range(4)]
+    project.wait(lambda: parked(project, "snc") == 4)
+
+    def later(*arguments: str) -> str:
+        answer = project.celery("env", "later", *arguments, env={"BACKOFF": "1"})
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+        return answer.stdout
+
+    listed = json.loads(later("list", "snc", "--json"))
+    assert [row["task_id"] for row in listed] == [result.id for result in results]
+    assert all(500 < row["due"] - time.time() < 700 for row in listed)
+    later("now", "snc", results[2].id)
+    assert results[2].get(timeout=PATIENCE) < time.time()
+    later("drop", "snc", results[0].id)
+    assert results[1].id in later("list")
+    assert parked(project, "snc") == 2
+    later("drop", "snc", "--all")
+    assert "No task waits" in later("list", "snc")

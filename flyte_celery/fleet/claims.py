@@ -21,9 +21,12 @@ from .handing_back import hand_back
 from .messages import lost_once_more, priority_of, task_id_of
 from .scripts import script
 
-#: Most messages that have waited too long to claim at once, and how many of each list are looked at, the first ones.
+#: Most messages that have waited too long to claim at once.
 MOST_OVERDUE = 100
+
+#: How many messages of each list are looked at for it, the first ones, and how many bytes at most.
 LOOKED_AT = 1000
+LOOKED_AT_BYTES = 1024 * 1024
 
 
 class LeaseLostError(Exception):
@@ -134,7 +137,9 @@ class Claims:
         first = self._next
         self._next += MOST_OVERDUE
         keys = [names.workers_key(), self._claims, *self.lists]
-        reply = script("overdue").run(self.client, keys, [self._member, first, MOST_OVERDUE, LOOKED_AT])
+        reply = script("overdue").run(
+            self.client, keys, [self._member, first, MOST_OVERDUE, LOOKED_AT, LOOKED_AT_BYTES]
+        )
         if reply == -1:
             raise LeaseLostError(f"The lease of {self.worker} on {self.queue!r} is over.")
         taken = [Claim(number, message) for number, message in enumerate(reply, first)]

@@ -53,9 +53,6 @@ SOURCE = """
         return os.getpid()
 """
 
-#: Seconds.
-LEASE = 1.0
-
 
 @pytest.fixture
 def project(redis_url: str, tmp_path: Path) -> Iterator[Project]:
@@ -67,8 +64,8 @@ def project(redis_url: str, tmp_path: Path) -> Iterator[Project]:
 
 
 def start(project: Project, environment: str, backoff: float = 1.0, *options: str, **env: str) -> Any:
-    """Start a worker with a short lease."""
-    env = {"FLYTE_CELERY_LEASE": str(LEASE), "BACKOFF": str(backoff), **env}
+    """Start a worker of an environment."""
+    env = {"BACKOFF": str(backoff), **env}
     return project.start(environment, *options, env=env)
 
 

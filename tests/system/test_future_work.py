@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -88,14 +88,20 @@ def publish_many(project: Project, task: str, number: int) -> None:
             project.send(task, n, producer=producer, ignore_result=True)
 
 
+def wait_while_it_grows(project: Project, count: Callable[[], int], number: int) -> None:
+    """Wait for a count to reach a number, however long that takes a busy machine."""
+    while (before := count()) < number:
+        project.wait(lambda before=before: count() > before, 60, f"more than {before} of {number}")  # type: ignore[misc]
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("ending", "number"), [("kill", 10_000), ("terminate", 500)])
 def test_ten_thousand_retries_survive_their_worker(project: Project, ending: str, number: int) -> None:
     """Every first attempt fails, the worker goes while all of them wait, and the next one runs each once more."""
     first = start(project, "aio", 3600.0)
     publish_many(project, "aio.second_time", number)
-    project.wait(lambda: parked(project, "aio") == number, 400, "all retries in Redis")
+    wait_while_it_grows(project, lambda: parked(project, "aio"), number)
     getattr(first, ending)()
     first.wait()
     assert parked(project, "aio") == number
@@ -103,7 +109,7 @@ def test_ten_thousand_retries_survive_their_worker(project: Project, ending: str
         later = Later(client, "aio")
         assert later.hurry(entry for entry, _ in later.entries()) == number
     start(project, "aio")
-    project.wait(lambda: len(runs(project, 1)) == number, 400, "all second attempts")
+    wait_while_it_grows(project, lambda: len(runs(project, 1)), number)
     assert runs(project, 0) == dict.fromkeys(range(number), 1)
     assert runs(project, 1) == dict.fromkeys(range(number), 1)
     assert parked(project, "aio") == 0

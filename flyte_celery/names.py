@@ -27,6 +27,15 @@ CUSTOM_CONTEXT_HEADER = "flyte_celery_custom_context"
 #: Key in a message's headers for the tasks that wait for this one, the first one first.
 CHAIN_HEADER = "flyte_celery_chain"
 
+#: Key in a message's headers for what `task.override(...)` asks of this call.
+OVERRIDES_HEADER = "flyte_celery_overrides"
+
+#: Key in a message's headers for when the call was submitted, and its current attempt.
+TIMES_HEADER = "flyte_celery_times"
+
+#: Key in a retry's headers for how many starts of the attempts before it were lost.
+LOST_HEADER = "flyte_celery_lost"
+
 #: Environment variable of a replica's process: its number within its worker.
 REPLICA_VARIABLE = "FLYTE_CELERY_REPLICA"
 
@@ -149,6 +158,21 @@ def dead_key(queue: str) -> str:
 def wait_key(task_id: str) -> str:
     """What a task waits for that has waited a while, in JSON; for as long as its replica says so."""
     return f"{PREFIX}wait:{task_id}"
+
+
+def later_key(queue: str) -> str:
+    """Future work of a queue: a sorted set of entry and when it is due, in milliseconds since the epoch."""
+    return f"{PREFIX}later:{queue}"
+
+
+def later_messages_key(queue: str) -> str:
+    """The messages of a queue's future work: a hash of entry to message."""
+    return f"{PREFIX}later-messages:{queue}"
+
+
+def later_queues_key() -> str:
+    """The queues that have future work: a sorted set of queue and when its next message is due."""
+    return f"{PREFIX}later-queues"
 
 
 def replies_key(process: str) -> str:

@@ -91,6 +91,8 @@ class Settings:
 
     progress: bool = True
     """Whether `flyte.map` shows a progress bar when it takes a while and standard error is a terminal."""
+    cancel_patience: float = 10.0
+    """Seconds that a task which is revoked, or over a limit, has to clean up before its replica is ended with it."""
 
     autoscale_interval: float = 1.0
     """Seconds between two looks of the autoscaler. New work wakes it up earlier."""

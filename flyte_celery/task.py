@@ -29,6 +29,7 @@ from .cache import Cache
 from .context import current_run, in_event_loop
 from .dispatcher import Dispatcher, current_dispatcher, set_dispatcher, set_dispatcher_factory, template
 from .options import MAX_ATTEMPTS, MAX_INLINE_IO_BYTES, check_options
+from .overrides import dumped
 from .resources import Resources
 from .retry import RetryStrategy
 from .reuse import ReusePolicy
@@ -236,6 +237,8 @@ class TaskTemplate(Generic[P, R_co]):
         self, args: tuple[Any, ...] | list[Any] | None = None, kwargs: dict[str, Any] | None = None, **options: Any
     ) -> Any:
         """Run the task here with Celery's machinery, as Celery's `apply`; returns an `EagerResult`."""
+        if self.overrides:
+            options["headers"] = {**dumped(self), **(options.get("headers") or {})}
         return self._celery_task().apply(args, kwargs, **options)
 
     def AsyncResult(self, task_id: str, **options: Any) -> Any:  # Celery's name

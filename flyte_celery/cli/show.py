@@ -192,6 +192,8 @@ def _shown(status: dict[str, Any]) -> str:
         f"  replicas  {words} (between {status['minimum']} and {status['maximum']})",
         f"  tasks     {status['running']} running, {status['waiting']} waiting, {ready} in the queue",
     ]
+    if status.get("later"):
+        lines.append(f"  later     {_future_work(status['later'], status['next_due'])}")
     if status["decision"]:
         lines.append(f"  decision  {status['decision']}")
     if status["dead"]:
@@ -208,6 +210,14 @@ def _shown_unserved(unserved: Unserved) -> str:
     lines = [f"{click.style(unserved.environment, bold=True)}  no worker answers"]
     if unserved.ready is not None:
         lines.append(f"  tasks     {unserved.ready} in the queue")
+    if unserved.later:
+        lines.append(f"  later     {_future_work(unserved.later, unserved.next_due)}")
     if unserved.reason is not None:
         lines.append(f"  waits     {unserved.reason}")
     return "\n".join(lines)
+
+
+def _future_work(count: int, next_due: float | None) -> str:
+    """How many tasks wait for their time, and how long the first of them does."""
+    words = f"{count} task{'s' if count > 1 else ''} whose time has not come"
+    return words if next_due is None else f"{words}, the next in {max(0.0, next_due - time.time()):.0f} s"

@@ -10,6 +10,7 @@ import redis
 
 from ..environment import TaskEnvironment, environments
 from ..fleet.connection import connect_to_broker
+from ..fleet.later import Later
 from ..fleet.offers import offers
 from ..gpu.host import Host, missing, missing_everywhere
 from ..names import queue_name
@@ -24,6 +25,9 @@ class Unserved:
     ready: int | None
     #: Why no live worker's host can serve it, or which one could; None when nothing is known.
     reason: str | None
+    #: Tasks whose time has not come, and when that of the first one does, in seconds since the epoch.
+    later: int = 0
+    next_due: float | None = None
     #: Always None: what a worker's status has here is its name.
     hostname: None = None
 
@@ -34,7 +38,20 @@ def unserved_environments(app: Any, names: list[str]) -> list[Unserved]:
         return []
     hosts = _hosts(app)
     known = environments()
-    return [Unserved(name, _ready(app, name), _reason(known[name], hosts)) for name in names]
+    return [Unserved(name, _ready(app, name), _reason(known[name], hosts), *_later(app, name)) for name in names]
+
+
+def _later(app: Any, name: str) -> tuple[int, float | None]:
+    client = connect_to_broker(app)
+    if client is None:
+        return 0, None
+    try:
+        later = Later(client, queue_name(name))
+        return later.count(), later.next_due()
+    except redis.RedisError:
+        return 0, None
+    finally:
+        client.close()
 
 
 def _reason(environment: TaskEnvironment, hosts: list[Host] | None) -> str | None:

@@ -7,7 +7,9 @@ task classes (Django's, yours) keep working.
 from __future__ import annotations
 
 import os
+import time
 from asyncio import CancelledError
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +17,12 @@ from celery._state import _task_stack
 from celery.app.autoretry import add_autoretry_behaviour
 from celery.app.task import Context
 from celery.exceptions import Ignore, Reject, Retry
+from celery.utils.time import maybe_make_aware
 
-from .. import context
-from ..errors import NonRecoverableError, RuntimeUserError
-from ..names import REPLICA_VARIABLE
+from .. import attempts, context, overrides, overrun
+from ..errors import DeadlineExceededError, NonRecoverableError, RuntimeUserError
+from ..fleet.messages import attempts_of
+from ..names import LOST_HEADER, REPLICA_VARIABLE
 from .backend import address
 from .results import EagerEnvironmentResult, EnvironmentResult
 from .sizes import check_size
@@ -76,10 +80,14 @@ class EnvironmentTask:
 
         Raises:
             TypeError: As `apply_async`.
+            ValueError: The task's `timeout` is none.
         """
         args, kwargs = self.template.dump_call(tuple(args or ()), kwargs or {})
-        if inherited := context.outgoing_headers():
-            options["headers"] = {**inherited, **(options.get("headers") or {})}
+        headers = options.get("headers")
+        template = overrides.effective(self.template, headers)
+        more = {**context.outgoing_headers(), **(headers or {}), **attempts.stamped(template, headers, _due(options))}
+        if more:
+            options["headers"] = more
         address(self, options, sends=sends)
         return args, kwargs, options
 
@@ -103,6 +111,13 @@ class EnvironmentTask:
             last.options["reply_to"] = self.request.reply_to
         return super().replace(sig)  # type: ignore[misc]
 
+    def signature_from_request(self, request: Any = None, *args: Any, **options: Any) -> Any:
+        """The call of the next attempt, as Celery's; it knows how many starts were lost before it."""
+        signature = super().signature_from_request(request, *args, **options)  # type: ignore[misc]
+        if lost := _lost_starts(self.request if request is None else request):
+            signature.options["headers"] = {**(signature.options.get("headers") or {}), LOST_HEADER: lost}
+        return signature
+
     def AsyncResult(self, task_id: str, **options: Any) -> EnvironmentResult:  # Celery's name
         """The result of a call by its id, with the task's return type."""
         app = self._get_app()
@@ -118,19 +133,20 @@ class EnvironmentTask:
         """
         if self.request.called_directly:
             return self._run_directly(args, kwargs)
-        template = self.template
+        template = overrides.effective(self.template, self.request.headers)
         args, kwargs = template.load_call(args, kwargs)
         if template.bind:
             args = (self, *args)
         token = context.current_run.set(_run_of(self.request, self))
         try:
             try:
-                value = template.func(*args, **kwargs)
-                if template.is_async:
-                    if self.request.is_eager:
-                        value = _with_request(self, self.request_stack.top, value)
-                    value = context.run_coroutine(value)
-            except (Retry, Ignore, Reject, NonRecoverableError):
+                with overrun.watched(self.request.id, passing=(Retry, Ignore, Reject)):
+                    value = template.func(*args, **kwargs)
+                    if template.is_async:
+                        if self.request.is_eager:
+                            value = _with_request(self, self.request_stack.top, value)
+                        value = context.run_coroutine(value)
+            except (Retry, Ignore, Reject):
                 raise
             except (SystemExit, KeyboardInterrupt) as exc:
                 # The process is shared: a task may fail, it may not end its neighbours.
@@ -145,7 +161,7 @@ class EnvironmentTask:
                     f"The task {self.name} was cancelled by its own code; catch what it awaited, or return, instead.",
                 ) from exc
             except Exception as exc:
-                self._retry_by_strategy(exc)
+                self._retry_by_strategy(template, exc)
                 raise
             result = template.dump_result(value)
             check_size("result", self.name, result, template.max_inline_io_bytes)
@@ -169,14 +185,27 @@ class EnvironmentTask:
             value = context.run_coroutine(value)
         return template.dump_result(value) if is_item else value
 
-    def _retry_by_strategy(self, exc: Exception) -> None:
+    def _retry_by_strategy(self, template: TaskTemplate[Any, Any], exc: Exception) -> None:
         """Retry a user's failure as the task's `RetryStrategy` says; raises Celery's `Retry` when it does."""
-        strategy = self.template.retries
-        done = self.request.retries
-        if strategy is None or done >= strategy.count:
-            return
-        delay = strategy.backoff.compute_delay(done).total_seconds() if strategy.backoff else 0.0
-        raise self.retry(exc=exc, countdown=delay, max_retries=strategy.count)
+        follows = attempts.next_attempt(template, exc, self.request.retries, self.request.headers)
+        if isinstance(follows, Exception):
+            raise follows from exc
+        if follows is not None and template.retries is not None:
+            raise self.retry(exc=exc, countdown=follows.total_seconds(), max_retries=template.retries.count)
+
+
+def _lost_starts(request: Any) -> int:
+    """How many starts of a task were lost with their replica or worker, over all its attempts."""
+    before = (request.headers or {}).get(LOST_HEADER)
+    return attempts_of(request.properties or {})[0] + (before if isinstance(before, int) else 0)
+
+
+def _due(options: dict[str, Any]) -> float:
+    """When a call may begin by Celery's options, in seconds since the epoch; 0 for now."""
+    if countdown := options.get("countdown"):
+        return time.time() + float(countdown)
+    eta = options.get("eta")
+    return float(maybe_make_aware(eta).timestamp()) if isinstance(eta, datetime) else 0.0
 
 
 def _last_task(sig: Any) -> Any:
@@ -214,7 +243,7 @@ def _run_of(request: Any, task: EnvironmentTask) -> context.RunContext:
         root_id=request.root_id or request.id,
         environment=task.template.parent_env_name,
         task=task.name,
-        attempt_number=request.retries,
+        attempt_number=request.retries + _lost_starts(request),
         is_async=task.template.is_async,
         headers=request.headers or {},
         hostname=request.hostname,
@@ -239,7 +268,8 @@ def make_task(app: Celery, template: TaskTemplate[Any, Any], queue: Queue, publi
     cls = type(template.func.__name__, (EnvironmentTask, app.Task), attributes)
     app.tasks.pop(template.name, None)
     task = cls()
-    add_autoretry_behaviour(task, **options)
+    final = (*options.pop("dont_autoretry_for", ()), NonRecoverableError, DeadlineExceededError)
+    add_autoretry_behaviour(task, **options, dont_autoretry_for=final)
     app.tasks[template.name] = task
     task._app = app
     task.bind(app)

@@ -11,7 +11,7 @@ from celery import states
 from celery.exceptions import TaskRevokedError, TimeLimitExceeded, WorkerLostError
 from celery.utils.serialization import UnpickleableExceptionWrapper
 
-from .. import context, embedded, errors
+from .. import context, embedded, errors, overrides
 from ..environment import environments
 from ..queues import environment_queue
 from ..registry import check_conflicts
@@ -84,7 +84,7 @@ class CeleryDispatcher:
             ValueError: Two definitions claim one name in this process; names both places.
         """
         check_conflicts()
-        return self.celery_task(task).apply_async(args, kwargs, **{**_overridden(task), **options})
+        return self.celery_task(task).apply_async(args, kwargs, **_with_overrides(task, options))
 
     def add_to(
         self, batch: Batch | Turn, task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any]
@@ -95,7 +95,7 @@ class CeleryDispatcher:
             TypeError: An argument does not fit the task's signature.
         """
         celery_task = self.celery_task(task)
-        call = celery_task.outgoing(args, kwargs, {**_overridden(task), **options}, sends=batch.begin())
+        call = celery_task.outgoing(args, kwargs, _with_overrides(task, options), sends=batch.begin())
         return batch.add(celery_task, *call)
 
     def signature(
@@ -103,7 +103,7 @@ class CeleryDispatcher:
     ) -> Any:
         """A Celery signature; its arguments are in JSON form already, because signatures travel inside messages."""
         args, kwargs = task.dump_partial(args, kwargs)
-        return self.celery_task(task).signature(args, kwargs, **{**_overridden(task), **options})
+        return self.celery_task(task).signature(args, kwargs, **_with_overrides(task, options))
 
     # -- Flyte's face ------------------------------------------------------------------------------------------------
 
@@ -184,9 +184,10 @@ def _is_local() -> bool:
     return run is not None and run.mode == "local"
 
 
-def _overridden(task: AnyTask) -> dict[str, Any]:
-    """What an overridden template asks of its message."""
-    options: dict[str, Any] = {}
+def _with_overrides(task: AnyTask, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a call, with what its template asks of the message."""
+    if task.overrides and (headers := overrides.dumped(task)):
+        options = {**options, "headers": {**headers, **(options.get("headers") or {})}}
     if task.short_name and task.short_name != task.func.__name__:
-        options["shadow"] = task.short_name
+        options = {"shadow": task.short_name, **options}
     return options

@@ -23,6 +23,7 @@ from kombu.exceptions import EncodeError, OperationalError
 from kombu.transport.redis import Channel
 from kombu.utils.functional import retry_over_time
 
+from .. import overrides
 from ..settings import redacted
 from . import shortcut
 from .message import EXPRESSIBLE, Caller, Message, MessageTemplate
@@ -96,8 +97,9 @@ class Publisher:
         except Exception as exc:  # whatever it is, Celery meets it as well and has its own way to say it
             logger.debug("%s: Celery builds this message: %r", task.name, exc)
             return None
-        if len(message.text) > task.template.max_inline_io_bytes:  # it may be the envelope
-            _check_size(task, args, kwargs, message.id)
+        most = _most_bytes(task, options)
+        if len(message.text) > most:  # it may be the envelope
+            _check_size(task, args, kwargs, message.id, most)
         return Call(task, options, caller, message)
 
     def _template(self, task: Any) -> MessageTemplate | None:
@@ -146,7 +148,7 @@ class Publisher:
 
     def by_celery(self, task: Any, args: Sequence[Any], kwargs: dict[str, Any], options: Options) -> Any:
         """Publish one call by Celery's general path; raises as `publish`."""
-        _check_size(task, args, kwargs, options.get("task_id"))
+        _check_size(task, args, kwargs, options.get("task_id"), _most_bytes(task, options))
         try:
             return task.celerys_apply_async(args, kwargs, options)
         except OperationalError as exc:
@@ -189,9 +191,14 @@ def _inherited_apply_async(task: Any) -> Any:
     return next(vars(cls)["apply_async"] for cls in classes if "apply_async" in vars(cls))
 
 
-def _check_size(task: Any, args: Any, kwargs: Any, task_id: str | None) -> None:
+def _most_bytes(task: Any, options: Options) -> int:
+    most: int = overrides.effective(task.template, options.get("headers")).max_inline_io_bytes
+    return most
+
+
+def _check_size(task: Any, args: Any, kwargs: Any, task_id: str | None, most: int) -> None:
     try:
-        check_size("arguments", task.name, (args, kwargs), task.template.max_inline_io_bytes)
+        check_size("arguments", task.name, (args, kwargs), most)
     except Exception:
         if task_id is not None and hasattr(task.backend, "replies"):
             task.backend.expect_no_more(task_id)

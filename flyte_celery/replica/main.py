@@ -23,10 +23,12 @@ from typing import Any, NoReturn
 
 from celery import signals
 from celery.app.trace import build_tracer, setup_worker_optimizations
+from celery.exceptions import SoftTimeLimitExceeded
 from celery.utils.log import get_logger
 
-from .. import context, redaction
+from .. import context, overrun, redaction
 from ..environment import Hook, TaskEnvironment, environments
+from ..errors import TaskTimeoutError, raised
 from ..supervisor.wire import Line
 from ..suspension import set_suspender
 from . import bridge, wire
@@ -191,6 +193,9 @@ class Replica:
                     job = self.jobs.get(number)
                     if job is not None and (soft is not None or not self._suspended.cancel(number)):
                         job.cancel(soft)
+                case (wire.EXCEEDED, number, code, message):
+                    if (job := self.jobs.get(number)) is not None:
+                        self._exceeded(number, job, code, message)
                 case (wire.GO, number):
                     self._suspended.granted(number)
                 case (wire.STOP,):
@@ -200,6 +205,13 @@ class Replica:
         if closed:
             # The worker is gone, and with it the right to go on with its tasks.
             os._exit(1)
+
+    def _exceeded(self, number: int, job: LoopJob | SyncJob, code: str, message: str) -> None:
+        error = raised("user", code, message)
+        assert isinstance(error, TaskTimeoutError)
+        in_body = overrun.note(job.task_id, error)
+        if in_body and not self._suspended.cancel(number, SoftTimeLimitExceeded):
+            job.interrupt()
 
     def _start(self, number: int, args: tuple[Any, ...]) -> None:
         self._suspended.begun(args[1], number)
@@ -222,7 +234,8 @@ class Replica:
 
     def _tell(self, message: tuple[Any, ...]) -> None:
         if message[0] == wire.DONE:
-            self.jobs.pop(message[1], None)
+            if (job := self.jobs.pop(message[1], None)) is not None:
+                overrun.forget(job.task_id)
             self._suspended.ended(message[1])
             if self._on_main == message[1]:
                 self._on_main = None

@@ -57,7 +57,8 @@ class _Task:
     is_async: bool = False
     #: The task and those that wait for it, the first one first.
     chain: tuple[str, ...] = ()
-    cancelled: bool = False
+    #: What its waits on threads end with.
+    cancelled: type[BaseException] | None = None
     #: Whom to wake when a slot is granted.
     wake: list[Callable[[], object]] = field(default_factory=list)
 
@@ -103,13 +104,16 @@ class Suspended:
         for call in wake:
             call()
 
-    def cancel(self, number: int) -> bool:
-        """End a task that waits on its thread; says whether it does. A coroutine is for its loop to cancel."""
+    def cancel(self, number: int, error: type[BaseException] = Abandoned) -> bool:
+        """End the waits of a task that waits on its thread by raising `error` there; says whether it does.
+
+        A coroutine is for its loop to cancel.
+        """
         with self._lock:
             task = self._numbered.get(number)
             if task is None or not task.blocking:
                 return False
-            task.cancelled = True
+            task.cancelled = error
             waits = list(task.blocking)
         for wait in waits:
             wait.interrupt()
@@ -131,8 +135,10 @@ class Suspended:
             granted: concurrent.futures.Future[None] = concurrent.futures.Future()
             if self._end(task, wait, lambda: granted.set_result(None)):
                 granted.result()
-            if task.cancelled:
-                raise Abandoned
+            if (error := task.cancelled) is not None:
+                if error is not Abandoned:  # the task may go on, and wait again
+                    task.cancelled = None
+                raise error
             if wait.error is not None:
                 raise wait.error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionInfo
 from celery.utils.log import get_logger
@@ -12,6 +12,10 @@ from celery.worker import state as worker_state
 
 from ..replica import wire
 from ..supervisor.wire import encode
+
+if TYPE_CHECKING:
+    from ..errors import TaskTimeoutError
+    from ..task import TaskTemplate
 
 logger = get_logger("flyte_celery.worker")
 
@@ -36,6 +40,8 @@ class Job:
     #: Ends the job where it runs; set by the pool.
     terminator: Callable[[Job], None]
     arrived_at: float
+    #: The task as its caller had it, overrides included; None for a task of no environment that was routed here.
+    task: TaskTemplate[Any, Any] | None = None
     #: Its claim in the worker's keeper, None without one.
     claim: int | None = None
     #: Whether it may share a replica with no other, see `losses`.
@@ -51,6 +57,8 @@ class Job:
     outcome: tuple[Any, ...] | None = None
     #: It was ended on request (revoked, over its hard limit): its outcome is already recorded.
     terminated: bool = False
+    #: The limit of its task's `timeout` that it has exceeded, whose error is its outcome.
+    exceeded: TaskTimeoutError | None = None
     timers: list[Any] = field(default_factory=list)
 
     @property

@@ -21,10 +21,9 @@ _GivenUp.__name__ = _GivenUp.__qualname__ = WorkerLostError.__qualname__
 _GivenUp.__module__ = WorkerLostError.__module__
 
 
-def most_attempts(environment: TaskEnvironment, task_name: str) -> int:
+def most_attempts(environment: TaskEnvironment, job: Job) -> int:
     """How often a task may be started."""
-    task = environment.tasks.get(task_name)
-    return environment.max_attempts if task is None else task.max_attempts
+    return environment.max_attempts if job.task is None else job.task.max_attempts
 
 
 def last_chance(attempts: int, most: int) -> bool:

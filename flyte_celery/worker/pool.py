@@ -21,6 +21,7 @@ from celery.utils.log import get_logger
 from ..autoscaler.decide import Observed, ReplicaState, ReplicaView
 from ..errors import RuntimeSystemError
 from ..fleet.storing import UNFENCED
+from ..overrides import effective
 from ..supervisor.lifecycle import Drain, Load, Revive, Starts, State, StopReason, Tick
 from .devices import ReplicaDevices, failure_text
 from .job import Job, frame, guarded
@@ -31,6 +32,7 @@ from .redelivery import MOST_RETURNS, Attempts, Redelivery, returns
 from .replicas import Replica, Replicas
 from .serving import Serving
 from .stopping import Stopping
+from .timeouts import Timeouts
 from .waiting import Waiting
 from .wakeup import SignalWakeup
 
@@ -42,6 +44,8 @@ REAP_INTERVAL = 1.0
 #: Objects that may be made, and not freed, before the garbage collector looks for circles among them. Python's own
 #: 700 are a few tasks' requests, which are in no circle and cost a quarter of the worker's time.
 _GARBAGE_THRESHOLD = 20_000
+#: Seconds between two looks for tasks that have waited in the queue for longer than they may.
+OVERDUE_INTERVAL = 1.0
 
 _VIEWED = {
     State.STARTING: ReplicaState.STARTING,
@@ -76,10 +80,12 @@ class ReplicaPool(BasePool):
         settings = self.serving.settings
         self.starts = Starts(settings.max_start_failures, settings.start_backoff, settings.start_backoff_cap)
         self.replicas = Replicas(self.serving, self.starts, self)
-        self._limits = TimeLimits(self.replicas)
+        self._limits = TimeLimits(self.replicas, settings.cancel_patience)
+        self._timeouts = Timeouts(self.replicas, self._limits, self._withdraw)
         #: Called when demand may have changed; the autoscaler sets it.
         self.on_change: Callable[[], None] = lambda: None
-        self._async_names = {task.name for task in self.serving.environment.tasks.values() if task.is_async}
+        self._tasks = self.serving.environment.tasks
+        self._async_names = {task.name for task in self._tasks.values() if task.is_async}
         self.stopping = Stopping(self, self.serving.grace)
         self._wakeup = SignalWakeup()
         #: Running average of task durations in seconds, None before the first.
@@ -116,6 +122,7 @@ class ReplicaPool(BasePool):
             timers += [
                 hub.call_repeatedly(renewal, self._renew),
                 hub.call_repeatedly(min(REAP_INTERVAL, renewal), keeper.reap),
+                hub.call_repeatedly(OVERDUE_INTERVAL, keeper.look_for_overdue),
             ]
         return timers
 
@@ -159,6 +166,7 @@ class ReplicaPool(BasePool):
             arrived_at=time.monotonic(),
             claim=claim,
             retries=args[2].get("retries") or 0,
+            task=None if (task := self._tasks.get(args[0])) is None else effective(task, args[2]),
         )
         if (running := self._redelivery.claim(job, args[2])) is not None:
             self._go_on(running, job)
@@ -182,7 +190,7 @@ class ReplicaPool(BasePool):
         if self._hopeless():
             self._fail(job)
             return False
-        most = most_attempts(self.serving.environment, job.task_name)
+        most = most_attempts(self.serving.environment, job)
         if keeper is None:
             if returns(request) >= MOST_RETURNS:
                 job.fail(returned_too_often(job, MOST_RETURNS))
@@ -193,7 +201,7 @@ class ReplicaPool(BasePool):
             if (failure := given_up(job, most, keeper)) is not None:
                 job.fail(failure)
                 return False
-        return True
+        return self._timeouts.came(job, request)
 
     def _fence(self, claim: int | None, task_name: str) -> tuple[str, str]:
         keeper = self.serving.keeper
@@ -206,6 +214,7 @@ class ReplicaPool(BasePool):
     def _expect_everything_again(self) -> None:
         """There is a new connection, if not the first: what waits comes again with it, and so does what runs."""
         for job in self.waiting.clear():
+            job.stop_timers()
             del self.jobs[job.number]
         self._redelivery.expect(self.jobs.values())
 
@@ -263,6 +272,7 @@ class ReplicaPool(BasePool):
         while (next_up := self.waiting.next(self.replicas)) is not None:
             job, replica = next_up
             if job.withdrawn():
+                job.stop_timers()
                 del self.jobs[job.number]
                 continue
             job.replica = replica.number
@@ -284,6 +294,7 @@ class ReplicaPool(BasePool):
             self.serving.keeper.begun(job.claim)
         job.on_accepted(replica.pid, at)
         self._limits.begin(job)
+        self._timeouts.begun(job)
 
     def done(self, replica: Replica, number: int, outcome: tuple[Any, ...]) -> None:
         """A replica has ended a task and stored its result."""
@@ -321,14 +332,17 @@ class ReplicaPool(BasePool):
             job.stop_timers()
             self._redelivery.forget(job)
             if not job.terminated and not self.stopping.ending:
-                self._lost_while_running(job, cause)
+                if replica.child.reason is StopReason.TERMINATED:
+                    self._run_again(job, cause)
+                else:
+                    self._lost_while_running(job, cause)
         if self.stopping.begun:
             for job in unstarted:
                 self.hand_back(job)
 
     def _lost_while_running(self, job: Job, cause: str) -> None:
         """Give the task back to the queue, to be run again; a task that was lost too often fails instead."""
-        keeper, most = self.serving.keeper, most_attempts(self.serving.environment, job.task_name)
+        keeper, most = self.serving.keeper, most_attempts(self.serving.environment, job)
         if keeper is not None:
             job.fail(after_loss(job, cause, most, keeper))
             return
@@ -336,6 +350,18 @@ class ReplicaPool(BasePool):
         if attempts >= most:
             self._attempts.ended(job)
         job.fail(after_uncounted_loss(job, cause, attempts, most, self.serving.plan.hostname))
+
+    def _run_again(self, job: Job, cause: str) -> None:
+        """Give the task back to the queue; that its neighbour's replica had to end is no attempt of its own."""
+        if job.claim is not None and self.serving.keeper is not None:
+            self.serving.keeper.forgive(job.claim)
+        job.fail(Reject(cause, requeue=True))
+
+    def _withdraw(self, job: Job) -> None:
+        """A task waits no longer."""
+        self.jobs.pop(job.number, None)
+        if job in self.waiting:
+            self.waiting.remove(job)
 
     def _unrecorded(self, claim: int | None) -> None:
         """A task's failure could not be stored: it runs again, for its caller would wait for ever."""

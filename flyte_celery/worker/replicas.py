@@ -161,7 +161,7 @@ class Replicas:
         if self._parked(replica) and self.live >= self._serving.limits.highest:
             return False
         job = replica.jobs.get(replica.resuming[0])
-        if job is None or job.terminated:
+        if job is None or job.terminated or job.exceeded is not None:
             return True
         if job.alone or replica.alone:
             return not replica.running

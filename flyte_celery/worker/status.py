@@ -51,6 +51,10 @@ class WorkerStatus:
     ready: int | None
     #: Tasks that were given up; None where nobody counts them.
     dead: int | None
+    #: Tasks whose time has not come, in Redis; None where the broker keeps none, or did not say.
+    later: int | None
+    #: When the next of those is due, in seconds since the epoch.
+    next_due: float | None
     target: int
     reason: str | None
     decision: str | None
@@ -87,6 +91,8 @@ def status_of(pool: ReplicaPool, autoscaler: Autoscaler, hostname: str, ready: i
         for replica in pool.replicas
     )
     last = autoscaler.last
+    keeper = pool.serving.keeper
+    later, next_due = (None if keeper is None else keeper.future_work()) or (None, None)
     return WorkerStatus(
         environment=pool.serving.name,
         hostname=hostname,
@@ -98,7 +104,9 @@ def status_of(pool: ReplicaPool, autoscaler: Autoscaler, hostname: str, ready: i
         running=len(pool.jobs) - len(pool.waiting) - pool.suspended,
         suspended=pool.suspended,
         ready=ready,
-        dead=None if pool.serving.keeper is None else pool.serving.keeper.dead_letters(),
+        dead=None if keeper is None else keeper.dead_letters(),
+        later=later,
+        next_due=next_due,
         target=autoscaler.target,
         reason=str(last.reason) if last else None,
         decision=last.text if last else None,

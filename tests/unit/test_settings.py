@@ -25,6 +25,7 @@ DEFAULTS = {
     "lease": 15.0,
     "max_suspended": 1000,
     "progress": True,
+    "cancel_patience": 10.0,
     "autoscale_interval": 1.0,
     "idle_ttl": None,
     "scaledown_ttl": None,

@@ -180,6 +180,36 @@ def strategy_sync(key: str, failures: int) -> int:
 
 
 @aio.task
+async def override_child(key: str, failures: int) -> int:
+    return await strategy.override(retries=failures + 1)(key, failures + 1)
+
+
+@snc.task
+def override_child_sync(key: str, failures: int) -> int:
+    return strategy_sync.override(retries=failures + 1)(key, failures + 1)
+
+
+@aio.task
+async def echo(text: str) -> str:
+    return text
+
+
+@snc.task
+def echo_sync(text: str) -> str:
+    return text
+
+
+@aio.task
+async def repeat(text: str, times: int) -> str:
+    return text * times
+
+
+@snc.task
+def repeat_sync(text: str, times: int) -> str:
+    return text * times
+
+
+@aio.task
 async def errback_by_id(task_id: str, key: str) -> None:
     note(key, task_id)
 

@@ -1,0 +1,206 @@
+"""What an overridden task asks of one call: the options of `task.override(...)` that travel in the call's message.
+
+They travel in one header, `names.OVERRIDES_HEADER`, as a JSON object of option and value; a call without overrides has
+no such header. Celery carries headers through signatures, chains, groups, chords, links and retries, and gives them to
+no child. Whoever has the message, a worker's main process or a replica, makes the template that the caller had:
+`effective(template, headers)`.
+
+```
+option                 in the header                                   who acts on it
+retries                count, or {"count", "backoff": [s, factor, s]}  replica
+timeout                {"max_runtime", "max_queued_time", "deadline"}  worker, replica; seconds
+cache                  {"behavior", "version_override", ...}           caller, replica
+max_inline_io_bytes    int                                             caller, replica
+max_attempts           int                                             worker
+interruptible          bool                                            nobody; `ctx` and tools may look
+queue                  text                                            nobody: the Celery queue is the environment's
+```
+`short_name` travels as Celery's `shadow`. What is not in `_OPTIONS` stays with the caller.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .cache import Cache, FunctionBodyPolicy, VersionParameters
+from .names import OVERRIDES_HEADER
+from .retry import Backoff, RetryStrategy
+from .timeout import Timeout
+
+if TYPE_CHECKING:
+    from .task import TaskTemplate
+
+    Template = TypeVar("Template", bound=TaskTemplate[Any, Any])
+
+logger = logging.getLogger("flyte_celery")
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    """How one option travels."""
+
+    #: Makes JSON of the overridden template; raises `ValueError` for a value that no worker could act on.
+    dump: Callable[[Any], Any]
+    #: Makes the argument of `override` from that JSON; raises what it likes for anything else.
+    load: Callable[[Any], Any]
+    #: Whether the call needs a replica other than the environment's own: one that was made with this option.
+    of_replica: bool = False
+
+
+def dumped(task: TaskTemplate[Any, Any]) -> dict[str, Any]:
+    """The message headers that tell of a task's overrides; empty when there are none that travel.
+
+    Raises:
+        ValueError: A value has a type that no worker can act on; `override` itself does not check all of them.
+    """
+    options = {name: option.dump(task) for name, option in _OPTIONS.items() if name in task.overrides}
+    return {OVERRIDES_HEADER: options} if options else {}
+
+
+def loaded(headers: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The arguments of `override` that a message's headers tell of.
+
+    What cannot be read, because somebody else wrote it, is left out with a warning: the task runs with its own options.
+    """
+    sent = (headers or {}).get(OVERRIDES_HEADER)
+    if sent is None:
+        return {}
+    if not isinstance(sent, dict):
+        logger.warning("A call's overrides cannot be read and count as none: %.200r", sent)
+        return {}
+    arguments = {}
+    for name, option in _OPTIONS.items():
+        if name in sent:
+            try:
+                arguments[name] = option.load(sent[name])
+            except Exception as exc:
+                logger.warning(
+                    "A call's override %s=%.200r cannot be read and counts as none: %s", name, sent[name], exc
+                )
+    return arguments
+
+
+def effective(task: Template, headers: Mapping[str, Any] | None) -> Template:
+    """The template that a call was made with: `task` itself where nothing was overridden.
+
+    Args:
+        task: The task as it was decorated.
+        headers: Those of the call's message, or a Celery request that holds them.
+    """
+    arguments = loaded(headers)
+    if not arguments:
+        return task
+    try:
+        return task.override(**arguments)
+    except Exception as exc:
+        logger.warning("The overrides of a call of %s do not fit and count as none: %s", task.name, exc)
+        return task
+
+
+def replica_options(headers: Mapping[str, Any] | None) -> str | None:
+    """What a call asks of its replica: calls with equal answers may share one; None for the environment's own replicas.
+
+    Args:
+        headers: As for `effective`.
+
+    Returns:
+        Canonical JSON, to be compared and used as a key.
+    """
+    sent = (headers or {}).get(OVERRIDES_HEADER)
+    if not isinstance(sent, dict):
+        return None
+    options = {name: sent[name] for name, option in _OPTIONS.items() if option.of_replica and name in sent}
+    return json.dumps(options, sort_keys=True) if options else None
+
+
+# -- Retries and times -----------------------------------------------------------------------------------------------
+
+
+def _dump_retries(task: TaskTemplate[Any, Any]) -> Any:
+    strategy = task.retries
+    if strategy is None or strategy.backoff is None:
+        return 0 if strategy is None else strategy.count
+    backoff = strategy.backoff
+    if not isinstance(backoff, Backoff):
+        raise ValueError(f"backoff={backoff!r} of {task.name} cannot be sent: use a flyte.Backoff.")
+    cap = None if backoff.cap is None else backoff.cap.total_seconds()
+    return {"count": strategy.count, "backoff": [backoff.base.total_seconds(), backoff.factor, cap]}
+
+
+def _load_retries(sent: Any) -> RetryStrategy:
+    if isinstance(sent, int):
+        return RetryStrategy(sent)
+    base, factor, cap = sent["backoff"]
+    return RetryStrategy(sent["count"], Backoff(timedelta(seconds=base), factor, _span(cap)))
+
+
+def _dump_timeout(task: TaskTemplate[Any, Any]) -> dict[str, float]:
+    limits = Timeout.of(task.timeout)
+    seconds = {
+        "max_runtime": limits.max_runtime_seconds,
+        "max_queued_time": limits.max_queued_seconds,
+        "deadline": limits.deadline_seconds,
+    }
+    return {name: value for name, value in seconds.items() if value is not None}
+
+
+def _load_timeout(sent: Any) -> Timeout:
+    return Timeout(*(_span(sent.get(name)) for name in ("max_runtime", "max_queued_time", "deadline")))
+
+
+def _span(seconds: Any) -> timedelta | None:
+    return None if seconds is None else timedelta(seconds=seconds)
+
+
+# -- Cache -----------------------------------------------------------------------------------------------------------
+
+
+def _dump_cache(task: TaskTemplate[Any, Any]) -> dict[str, Any]:
+    cache = task.cache
+    version = cache.version_override
+    policies = cache.policies if isinstance(cache.policies, list) else []
+    if cache.is_enabled() and version is None and not all(type(each) is FunctionBodyPolicy for each in policies):
+        # A policy of the user's own is code, which stays here; what it says travels.
+        version = cache.get_version(VersionParameters(task.func, task.image))
+    return {
+        "behavior": cache.behavior,
+        "version_override": version,
+        "serialize": cache.serialize,
+        "ignored_inputs": list(cache.get_ignored_inputs()),
+        "salt": cache.salt,
+        "max_age": cache.max_age.total_seconds() if isinstance(cache.max_age, timedelta) else None,
+    }
+
+
+def _load_cache(sent: Any) -> Cache:
+    return Cache(**{**sent, "max_age": _span(sent["max_age"])})
+
+
+# -- Plain values ----------------------------------------------------------------------------------------------------
+
+
+def _plain(name: str, kind: type) -> _Option:
+    """An option whose value is JSON already."""
+
+    def check(value: Any) -> Any:
+        if type(value) is not kind:
+            raise ValueError(f"{name}={value!r} must be of type {kind.__name__}: override it with one that is.")
+        return value
+
+    return _Option(lambda task: check(getattr(task, name)), check)
+
+
+_OPTIONS: dict[str, _Option] = {
+    "retries": _Option(_dump_retries, _load_retries),
+    "timeout": _Option(_dump_timeout, _load_timeout),
+    "cache": _Option(_dump_cache, _load_cache),
+    "max_inline_io_bytes": _plain("max_inline_io_bytes", int),
+    "max_attempts": _plain("max_attempts", int),
+    "interruptible": _plain("interruptible", bool),
+    "queue": _plain("queue", str),
+}

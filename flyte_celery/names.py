@@ -27,6 +27,12 @@ CUSTOM_CONTEXT_HEADER = "flyte_celery_custom_context"
 #: Key in a message's headers for the tasks that wait for this one, the first one first.
 CHAIN_HEADER = "flyte_celery_chain"
 
+#: Key in a message's headers for what `task.override(...)` asks of this call.
+OVERRIDES_HEADER = "flyte_celery_overrides"
+
+#: Key in a message's headers for what a run says about the cache: `"disable"` or `"override"`.
+RUN_CACHE_HEADER = "flyte_celery_run_cache"
+
 #: Environment variable of a replica's process: its number within its worker.
 REPLICA_VARIABLE = "FLYTE_CELERY_REPLICA"
 
@@ -134,6 +140,31 @@ def inbox_key(queue: str, worker: str) -> str:
 def dead_key(queue: str) -> str:
     """Dead letters of a queue: a list of messages that were given up, each with the reason, newest first."""
     return f"{PREFIX}dead:{queue}"
+
+
+def cached_key(member: str) -> str:
+    """A result in the cache, in Celery's own form; `member` is `task:hash`."""
+    return f"{PREFIX}cached:{member}"
+
+
+def computing_key(member: str) -> str:
+    """Id of the task that computes what is not in the cache yet, where only one may (`Cache(serialize=True)`)."""
+    return f"{PREFIX}computing:{member}"
+
+
+def cache_uses_key(environment: str) -> str:
+    """When each cached result of an environment was last used: a sorted set of member and milliseconds."""
+    return f"{PREFIX}cache-uses:{environment}"
+
+
+def cache_entries_key(environment: str) -> str:
+    """What is known of an environment's cached results: a hash of member to moment, size and key of the result."""
+    return f"{PREFIX}cache-entries:{environment}"
+
+
+def cache_counts_key(environment: str) -> str:
+    """What an environment's cache has done: a hash of bytes kept, and of hits and stores by task."""
+    return f"{PREFIX}cache-counts:{environment}"
 
 
 def replies_key(process: str) -> str:

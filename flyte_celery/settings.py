@@ -25,7 +25,7 @@ _VARIABLES = {
 }
 
 _URLS = frozenset({"broker_url", "result_backend", "flower_url"})
-_COUNTS = frozenset({"max_start_failures", "max_suspended"})
+_COUNTS = frozenset({"max_start_failures", "max_suspended", "cache_result_bytes", "cache_bytes"})
 #: Times of which 0 means something: at once, or none.
 _MAY_BE_ZERO = frozenset({"grace", "lookahead", "start_backoff", "start_backoff_cap", "idle_ttl", "scaledown_ttl"})
 _OPTIONAL = frozenset({"broker_url", "result_backend", "idle_ttl", "scaledown_ttl", "grace", "flower_url"})
@@ -78,6 +78,15 @@ class Settings:
 
     max_suspended: int = 1000
     """Tasks of one replica that may wait for their children at once; the next one fails with `StarvationError`."""
+
+    cache_ttl: float = 2_592_000.0
+    """Seconds that a cached result is kept at most, 30 days; a task's `max_age` may say less."""
+
+    cache_result_bytes: int = 10_485_760
+    """Bytes of the largest result that is cached, as it is stored, 10 MiB."""
+
+    cache_bytes: int = 268_435_456
+    """Bytes that the cached results of one environment take, 256 MiB; what was not used for longest goes first."""
 
     autoscale_interval: float = 1.0
     """Seconds between two looks of the autoscaler. New work wakes it up earlier."""

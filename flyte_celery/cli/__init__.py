@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from .cache import cache
 from .dead import dead
 from .down import down_command
 from .reap import reap_command
@@ -28,5 +29,6 @@ for command in (
     explain_command,
     reap_command,
     dead,
+    cache,
 ):
     env.add_command(command)

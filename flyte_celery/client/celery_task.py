@@ -21,7 +21,9 @@ from celery.exceptions import Ignore, Reject, Retry
 from .. import context
 from ..errors import NonRecoverableError, RuntimeUserError
 from ..names import REPLICA_VARIABLE
+from . import cached_run, caching
 from .backend import address
+from .caching import TaskCache
 from .results import EagerEnvironmentResult, EnvironmentResult
 from .sizes import check_size
 
@@ -40,6 +42,8 @@ class EnvironmentTask:
     template: TaskTemplate[Any, Any]
     #: Carries the calls to the broker.
     publisher: Publisher
+    #: Which calls are answered from the cache.
+    caching: TaskCache
 
     # A task is acknowledged when its result is stored, and given back when its replica dies: nothing is lost while
     # the worker lives. These are attributes of environment tasks alone; the app's defaults stay as they are.
@@ -62,13 +66,18 @@ class EnvironmentTask:
         def backend(self) -> Any: ...
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        """Validate the arguments by the task's signature and submit.
+        """Validate the arguments by the task's signature and submit, unless the result is in the cache.
 
         Raises:
             TypeError: An argument does not fit; names the task, the parameter, the expected type and the value.
+            ValueError: The task is cached, and no version of its code can be found.
             kombu.exceptions.OperationalError: The broker cannot be reached; names it.
             kombu.exceptions.EncodeError: The serializer cannot write the arguments; names the task.
         """
+        if self.caching.concerns(options.get("headers")):
+            stored = caching.answer(self, args, kwargs, options)
+            if stored is not None:
+                return stored
         return self.publisher.publish(self, *self.outgoing(args, kwargs, options))
 
     def outgoing(self, args: Any, kwargs: Any, options: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
@@ -118,6 +127,13 @@ class EnvironmentTask:
         """
         if self.request.called_directly:
             return self._run_directly(args, kwargs)
+        if self.caching.concerns(self.request.headers) and not self.request.is_eager:
+            with _running(self):
+                return cached_run.run(self, args, kwargs)
+        return self.compute(args, kwargs)
+
+    def compute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the function, with arguments and a result as `run`."""
         template = self.template
         args, kwargs = template.load_call(args, kwargs)
         if template.bind:
@@ -234,6 +250,7 @@ def make_task(app: Celery, template: TaskTemplate[Any, Any], queue: Queue, publi
         "name": template.name,
         "template": template,
         "publisher": publisher,
+        "caching": TaskCache(template),
         "__module__": template.func.__module__,
         "__doc__": template.func.__doc__,
         "__wrapped__": template.func,

@@ -41,6 +41,7 @@ class _Replies:
 
     app: Any
     client: Any
+    expires: Any
     get_key_for_task: Any
     decode_result: Any
 
@@ -72,7 +73,7 @@ class _Replies:
             if (payload := backend.get(key)) is None:
                 return stored
             if keep is not None:
-                write = store(key.decode(), payload, int(backend.expires or 0), "", UNFENCED, finished=False)
+                write = store(key.decode(), payload, int(self.expires or 0), "", UNFENCED, finished=False)
                 backend.ensure(script("store").run, (self.client, *keep.added_to(write)))
             if is_replies_key(reply_to):
                 backend.ensure(self.client.publish, (reply_to, announcement(key, ensure_bytes(payload))))

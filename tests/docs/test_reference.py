@@ -139,7 +139,20 @@ def value_is_ours(name: str) -> bool:
     return bool(getattr(flyte.errors, name).__module__ == "flyte_celery.errors")
 
 
-COMMANDS = ("up", "down", "worker", "list", "status", "explain", "reap", "dead list", "dead requeue", "dead drop")
+COMMANDS = (
+    "up",
+    "down",
+    "worker",
+    "list",
+    "status",
+    "explain",
+    "reap",
+    "dead list",
+    "dead requeue",
+    "dead drop",
+    "cache show",
+    "cache clear",
+)
 
 
 @pytest.fixture(scope="module")

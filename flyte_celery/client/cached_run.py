@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import threading
 import time
@@ -60,7 +61,7 @@ def run(task: Any, args: Any, kwargs: Any) -> Any:
         place = plan.place(*task.template.dump_call(tuple(args), kwargs))
     except TypeError:
         return task.compute(args, kwargs)  # which says what is wrong with them
-    settings = Settings.from_environ(os.environ)
+    settings = _settings()
     serialize = plan.cache.serialize and plan.cache.behavior == "auto"
     search = _Search(task, client, place, plan.max_age, settings.lease if serialize else None)
     found = search.result() if plan.cache.behavior == "auto" else Found()
@@ -75,6 +76,12 @@ def run(task: Any, args: Any, kwargs: Any) -> Any:
     refused = search.give_up if serialize else None
     setattr(request, KEEP_FIELD, Keep(place, request.id, ttl, settings.cache_ttl, *sizes, refused))
     return value
+
+
+@functools.cache
+def _settings() -> Settings:
+    """Those of this process: a replica's environment variables are set before it begins."""
+    return Settings.from_environ(os.environ)
 
 
 class _Search:

@@ -26,7 +26,7 @@ _VARIABLES = {
 
 _URLS = frozenset({"broker_url", "result_backend", "flower_url"})
 _SWITCHES = frozenset({"progress"})
-_COUNTS = frozenset({"max_start_failures", "max_suspended"})
+_COUNTS = frozenset({"max_start_failures", "max_suspended", "cache_result_bytes", "cache_bytes"})
 #: Times of which 0 means something: at once, or none.
 _MAY_BE_ZERO = frozenset({"grace", "lookahead", "start_backoff", "start_backoff_cap", "idle_ttl", "scaledown_ttl"})
 _PATHS = frozenset({"project_dir", "secrets_dir", "device_locks"})
@@ -93,6 +93,15 @@ class Settings:
     """Whether `flyte.map` shows a progress bar when it takes a while and standard error is a terminal."""
     cancel_patience: float = 10.0
     """Seconds that a task which is revoked, or over a limit, has to clean up before its replica is ended with it."""
+
+    cache_ttl: float = 2_592_000.0
+    """Seconds that a cached result is kept at most, 30 days; a task's `max_age` may say less."""
+
+    cache_result_bytes: int = 10_485_760
+    """Bytes of the largest result that is cached, as it is stored, 10 MiB."""
+
+    cache_bytes: int = 268_435_456
+    """Bytes that the cached results of one environment take, 256 MiB; what was not used for longest goes first."""
 
     autoscale_interval: float = 1.0
     """Seconds between two looks of the autoscaler. New work wakes it up earlier."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from .cache import cache
 from .dead import dead
 from .down import down_command
 from .later import later
@@ -30,5 +31,6 @@ for command in (
     reap_command,
     dead,
     later,
+    cache,
 ):
     env.add_command(command)

@@ -15,6 +15,7 @@ import click
 from celery.bin.base import CeleryCommand
 from kombu.exceptions import OperationalError
 
+from ..cache import Cache
 from ..environment import TaskEnvironment
 from ..names import queue_name
 from ..settings import redacted
@@ -40,7 +41,8 @@ def list_command(ctx: click.Context, as_json: bool) -> None:
         click.echo(f"  replicas   {row['policy']}")
         click.echo(f"  resources  {row['resources'] or 'unlimited'}")
         for task in row["tasks"]:
-            click.echo(f"  task       {task}")
+            cached = row["cached"].get(task)
+            click.echo(f"  task       {task}{f'  cached: {cached}' if cached else ''}")
 
 
 def _described(environment: TaskEnvironment) -> dict[str, Any]:
@@ -60,7 +62,17 @@ def _described(environment: TaskEnvironment) -> dict[str, Any]:
         f"idle_ttl {_seconds(policy.get_idle_ttl())} s, scaledown_ttl {_seconds(policy.get_scaledown_ttl())} s",
         "resources": ", ".join(f"{name}={value}" for name, value in asked.items()),
         "tasks": sorted(environment.tasks),
+        "cached": {name: _cache(task.cache) for name, task in environment.tasks.items() if task.cache.is_enabled()},
     }
+
+
+def _cache(cache: Cache) -> str:
+    words: list[str] = [cache.behavior]
+    if isinstance(cache.max_age, timedelta):
+        words.append(f"max_age {cache.max_age.total_seconds():g} s")
+    if cache.serialize:
+        words.append("one computes at a time")
+    return ", ".join(words)
 
 
 def _seconds(ttl: timedelta | None) -> str:

@@ -21,11 +21,19 @@ from kombu.utils.encoding import ensure_bytes
 
 from .. import suspension
 from ..context import current_run
+from ..fleet.scripts import script
+from ..fleet.storing import UNFENCED, store
 from ..names import is_replies_key
 from .message import random_id
 from .readers import ThreadWait, left
 from .replies import Reply, ReplyChannel, announcement, channel_of
 from .waits import check_blocking, check_circle
+
+#: Field of a running task's request: how its result goes into the cache, a `fleet.cached.Keep`.
+KEEP_FIELD = "flyte_celery_keep"
+
+#: Field of a running task's request: whether its result came from the cache.
+CACHED_FIELD = "flyte_celery_cached"
 
 #: Seconds between two calls of a waiter's `on_interval`.
 _INTERVAL = 1.0
@@ -36,6 +44,7 @@ class _Replies:
 
     app: Any
     client: Any
+    expires: Any
     get_key_for_task: Any
     decode_result: Any
 
@@ -46,16 +55,30 @@ class _Replies:
 
     # -- Storing -----------------------------------------------------------------------------------------------------
 
+    def _get_result_meta(
+        self, result: Any, state: Any, traceback: Any, request: Any, *more: Any, **options: Any
+    ) -> Any:
+        meta = super()._get_result_meta(result, state, traceback, request, *more, **options)  # type: ignore[misc]
+        if state == states.SUCCESS and getattr(request, CACHED_FIELD, False):
+            meta["cached"] = True
+        return meta
+
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
     ) -> Any:
         backend: Any = super()
         stored = backend._store_result(task_id, result, state, traceback, request=request, **kwargs)
         reply_to = getattr(request, "reply_to", None)
-        if state in states.READY_STATES and is_replies_key(reply_to):
+        keep = getattr(request, KEEP_FIELD, None) if state == states.SUCCESS else None
+        if keep is not None or (state in states.READY_STATES and is_replies_key(reply_to)):
             key = ensure_bytes(self.get_key_for_task(task_id))
             # What is there now: Celery does not overwrite a success.
-            if (payload := backend.get(key)) is not None:
+            if (payload := backend.get(key)) is None:
+                return stored
+            if keep is not None:
+                write = store(key.decode(), payload, int(self.expires or 0), "", UNFENCED, finished=False)
+                backend.ensure(script("store").run, (self.client, *keep.added_to(write)))
+            if is_replies_key(reply_to):
                 backend.ensure(self.client.publish, (reply_to, announcement(key, ensure_bytes(payload))))
         return stored
 

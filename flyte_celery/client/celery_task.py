@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import time
 from asyncio import CancelledError
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,7 +25,9 @@ from .. import attempts, context, overrides, overrun
 from ..errors import DeadlineExceededError, NonRecoverableError, RuntimeUserError
 from ..fleet.messages import attempts_of
 from ..names import LOST_HEADER, REPLICA_VARIABLE
+from . import cached_run, caching
 from .backend import address
+from .caching import TaskCache
 from .results import EagerEnvironmentResult, EnvironmentResult
 from .sizes import check_size
 
@@ -42,6 +46,8 @@ class EnvironmentTask:
     template: TaskTemplate[Any, Any]
     #: Carries the calls to the broker.
     publisher: Publisher
+    #: Which calls are answered from the cache.
+    caching: TaskCache
 
     # A task is acknowledged when its result is stored, and given back when its replica dies: nothing is lost while
     # the worker lives. These are attributes of environment tasks alone; the app's defaults stay as they are.
@@ -64,13 +70,18 @@ class EnvironmentTask:
         def backend(self) -> Any: ...
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        """Validate the arguments by the task's signature and submit.
+        """Validate the arguments by the task's signature and submit, unless the result is in the cache.
 
         Raises:
             TypeError: An argument does not fit; names the task, the parameter, the expected type and the value.
+            ValueError: The task is cached, and no version of its code can be found.
             kombu.exceptions.OperationalError: The broker cannot be reached; names it.
             kombu.exceptions.EncodeError: The serializer cannot write the arguments; names the task.
         """
+        if self.caching.concerns(options.get("headers")):
+            stored = caching.answer(self, args, kwargs, options)
+            if stored is not None:
+                return stored
         return self.publisher.publish(self, *self.outgoing(args, kwargs, options))
 
     def outgoing(
@@ -133,6 +144,13 @@ class EnvironmentTask:
         """
         if self.request.called_directly:
             return self._run_directly(args, kwargs)
+        if self.caching.concerns(self.request.headers) and not self.request.is_eager:
+            with _running(self):
+                return cached_run.run(self, args, kwargs)
+        return self.compute(args, kwargs)
+
+    def compute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the function, with arguments and a result as `run`."""
         template = overrides.effective(self.template, self.request.headers)
         args, kwargs = template.load_call(args, kwargs)
         if template.bind:
@@ -236,6 +254,16 @@ def _is_errback(args: tuple[Any, ...]) -> bool:
     return len(args) >= 3 and isinstance(args[0], Context) and isinstance(args[1], BaseException)
 
 
+@contextmanager
+def _running(task: EnvironmentTask) -> Iterator[None]:
+    """Have `flyte.ctx()` tell of a task."""
+    token = context.current_run.set(_run_of(task.request, task))
+    try:
+        yield
+    finally:
+        context.current_run.reset(token)
+
+
 def _run_of(request: Any, task: EnvironmentTask) -> context.RunContext:
     """What `flyte.ctx()` tells while a task's body runs."""
     return context.RunContext.of_task(
@@ -259,6 +287,7 @@ def make_task(app: Celery, template: TaskTemplate[Any, Any], queue: Queue, publi
         "name": template.name,
         "template": template,
         "publisher": publisher,
+        "caching": TaskCache(template),
         "__module__": template.func.__module__,
         "__doc__": template.func.__doc__,
         "__wrapped__": template.func,

@@ -17,6 +17,7 @@ from celery import states
 from celery.backends.base import Backend
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult, EagerResult
+from kombu.utils.encoding import ensure_bytes
 
 from .. import context, suspension
 from ..errors import RuntimeSystemError
@@ -35,6 +36,8 @@ class EnvironmentResult(AsyncResult):
     template: TaskTemplate[Any, Any] | None = None
     #: What the reply channel knows of it; None where the backend has no such channel.
     reply: Reply | None = None
+    #: Whether this call was answered from the cache, and made nothing run.
+    hit = False
     #: Whether Celery's own subscription is used instead, for what the reply channel does not do.
     left_to_celery = False
     _filler: _CacheFiller | None = None
@@ -89,6 +92,18 @@ class EnvironmentResult(AsyncResult):
         if self.reply is not None:
             self.backend.replies.forget(self.reply)
 
+    def answer(self, payload: bytes | str) -> None:
+        """The call is not made, because its result is here: this one is done."""
+        self.hit = True
+        self.reply = Reply(ensure_bytes(self.backend.get_key_for_task(self.id)))
+        self.reply.payload = payload
+        self.fill_cache()
+
+    @property
+    def cached(self) -> bool:
+        """Whether the value came from the cache. False as long as it is not there."""
+        return self.hit or bool((self._get_task_meta() or {}).get("cached"))
+
     def fill_cache(self) -> None:
         """Have Celery's `AsyncResult` know the reply, which is here."""
         if self._cache is None and self.reply is not None and self.reply.payload is not None:
@@ -134,6 +149,8 @@ class EagerEnvironmentResult(EagerResult):
     """The result of a call that ran at once (`apply`, `task_always_eager`), with the same face as any other."""
 
     template: TaskTemplate[Any, Any]
+    #: A call that runs at once is never looked up.
+    cached = False
 
     @classmethod
     def of(cls, result: EagerResult, template: TaskTemplate[Any, Any]) -> EagerEnvironmentResult:

@@ -161,6 +161,8 @@ COMMANDS = (
     "later list",
     "later now",
     "later drop",
+    "cache show",
+    "cache clear",
 )
 
 

@@ -102,22 +102,29 @@ class Leases:
             OSError: The locks cannot be used.
         """
         lease = Lease((), ())
+        try:
+            self._fill(lease, holder)
+        except BaseException:
+            lease.close()
+            raise
+        if len(lease.accelerators) == self._number:
+            return lease
+        lease.close()
+        return None
+
+    def _fill(self, lease: Lease, holder: str) -> None:
         broken = self.broken()
         # The first share of every device, then the second of each: work is spread.
         for share in range(max((each.shares for each in self.accelerators), default=0)):
             for accelerator in self.accelerators:
                 if len(lease.accelerators) == self._number:
-                    break
+                    return
                 if accelerator in lease.accelerators or share >= accelerator.shares or accelerator.id in broken:
                     continue
                 if (file := self._lock(accelerator, share, holder)) is not None:
                     lease.files.append(file)
                     lease.accelerators += (accelerator,)
                     lease.shares += (share,)
-        if len(lease.accelerators) == self._number:
-            return lease
-        lease.close()
-        return None
 
     def _lock(self, accelerator: Accelerator, share: int, holder: str) -> int | None:
         return lock(self._path(accelerator), None if accelerator.shares == 1 else share, holder)
@@ -156,7 +163,7 @@ class Leases:
         """The devices that nobody is given, with the reason, by their ids."""
         found: dict[str, str] = {}
         for accelerator in self.accelerators:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 found[accelerator.id] = self._path(accelerator, "broken").read_text()
         return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import concurrent.futures
 import functools
 import itertools
 import json
@@ -564,8 +565,8 @@ def flight(
         yield flight
     finally:
         for cell in flight.waiting:
-            if cell.future is not None:
-                cell.future.cancel()
+            if cell.ending is not None:
+                cell.ending.cancel()
 
 
 def fill(flight: mapping._Flight) -> None:
@@ -629,8 +630,8 @@ def test_an_argument_that_does_not_fit_fails_its_own_call(app: Celery, broker: B
     with flight(app, [1, "two", 3]) as mapped:
         fill(mapped)
         assert [message["body"][0][0] for message in broker.take_all()] == [1, 3]
-        future = mapped.waiting[1].future
-        assert future is not None and isinstance(future.exception(0), TypeError)
+        ending = mapped.waiting[1].ending
+        assert isinstance(ending, concurrent.futures.Future) and isinstance(ending.exception(0), TypeError)
 
 
 def test_large_messages_fill_a_write_by_their_size(app: Celery, broker: Broker) -> None:

@@ -16,8 +16,9 @@ from pydantic import BaseModel
 
 import flyte_celery as flyte
 from flyte_celery.cache import VersionParameters
-from flyte_celery.client.caching import TaskCache, override_headers
+from flyte_celery.client.caching import TaskCache
 from flyte_celery.names import OVERRIDES_HEADER
+from flyte_celery.overrides import dumped
 from flyte_celery.task import TaskTemplate
 
 _numbers = itertools.count()
@@ -194,7 +195,7 @@ def test_no_cache_no_plan() -> None:
     """Neither for a task without one, nor for a call that switches it off."""
     assert TaskCache(task(add, "disable")).plan({}, None) is None
     assert not TaskCache(task(add, "disable")).concerns({"other": 1})
-    off = override_headers(task(add).override(cache="disable"))
+    off = dumped(task(add).override(cache="disable"))
     assert TaskCache(task(add)).plan(off, None) is None
 
 
@@ -221,7 +222,7 @@ def test_an_overridden_cache_travels_in_a_header(cache: flyte.Cache) -> None:
     """Through JSON; the replica then has the same key."""
     template = task(add, "disable")
     overridden = template.override(cache=cache)
-    headers = json.loads(json.dumps(override_headers(overridden)))
+    headers = json.loads(json.dumps(dumped(overridden)))
     plan = TaskCache(template).plan(headers, None)
     assert plan is not None
     assert plan.place((1,), {}).member == key(overridden, 1)
@@ -240,7 +241,7 @@ def test_the_version_of_a_users_policy_travels() -> None:
             return "fixed"
 
     overridden = task(add, "disable").override(cache=flyte.Cache("auto", policies=Fixed()))
-    plan = TaskCache(task(add, "disable")).plan(override_headers(overridden), None)
+    plan = TaskCache(task(add, "disable")).plan(dumped(overridden), None)
     assert plan is not None
     assert plan.place((1,), {}).member == key(overridden, 1)
 

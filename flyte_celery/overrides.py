@@ -25,6 +25,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .cache import Cache, FunctionBodyPolicy, VersionParameters
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     Template = TypeVar("Template", bound=TaskTemplate[Any, Any])
 
 logger = logging.getLogger("flyte_celery")
+
+#: Overridden templates that are kept: the same ones come again and again, and each takes as long as a message.
+REMEMBERED = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,13 @@ def effective(task: Template, headers: Mapping[str, Any] | None) -> Template:
         task: The task as it was decorated.
         headers: Those of the call's message, or a Celery request that holds them.
     """
-    arguments = loaded(headers)
+    sent = (headers or {}).get(OVERRIDES_HEADER)
+    return task if sent is None else _effective(task, json.dumps(sent, default=str))
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _effective(task: Template, sent: str) -> Template:
+    arguments = loaded({OVERRIDES_HEADER: json.loads(sent)})
     if not arguments:
         return task
     try:

@@ -102,9 +102,8 @@ class Later:
         key, messages_key, wanted = names.later_key(self._queue), names.later_messages_key(self._queue), list(entries)
 
         def change(pipe: Any) -> int:
-            messages: list[bytes | None] = pipe.hmget(messages_key, wanted) if wanted else []
-            kept = dict(zip(wanted, messages, strict=True))
-            found = {entry: message for entry, message in kept.items() if message is not None}
+            kept: list[bytes | None] = pipe.hmget(messages_key, wanted) if wanted else []
+            found = {entry: message for entry, message in zip(wanted, kept, strict=True) if message is not None}
             pipe.multi()
             for entry, message in found.items():
                 number, _, text = message.partition(b":")

@@ -22,7 +22,7 @@ def fail_or_retry(job: Job, exc: Exception) -> None:
 
     A retry is in the queue before the attempt's own message is acknowledged.
     """
-    request = worker_state.requests.get(job.task_id)
+    request = _request_of(job)
     follows = None
     if job.task is not None and request is not None:
         follows = next_attempt(job.task, exc, job.retries, request.request_dict)
@@ -33,6 +33,13 @@ def fail_or_retry(job: Job, exc: Exception) -> None:
         except Exception:
             logger.exception("%s cannot be submitted again, so it fails", job.words)
     job.fail(follows if isinstance(follows, Exception) else exc)
+
+
+def _request_of(job: Job) -> Any:
+    """Celery's request of a task; None when it is gone."""
+    # The end of the attempt before takes the id from the first of these, for it is the same.
+    found = worker_state.requests.get(job.task_id)
+    return found or next((each for each in worker_state.reserved_requests if each.id == job.task_id), None)
 
 
 def _retry(job: Job, request: Any, exc: Exception, delay: float) -> None:

@@ -22,6 +22,7 @@ import traceback
 from collections import deque
 from typing import Any
 
+from ..names import REPLICA_VARIABLE
 from ..supervisor import usage
 from ..supervisor.confinement import adopt_orphans, enter
 from ..supervisor.cpus import Cpus
@@ -45,7 +46,7 @@ class Launcher:
         self.decoder = Decoder()
         self.fds: deque[int] = deque()
         self.children: dict[int, int] = {}
-        self.family = Family(os.getpid())
+        self.family = Family(os.getpid(), REPLICA_VARIABLE)
         self.watchdog = Watchdog(self.family)
         self.cpus = Cpus()
         self.kernel_kills = KernelKills()

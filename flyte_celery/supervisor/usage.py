@@ -72,6 +72,14 @@ def kinship(pid: int) -> Kinship | None:
     return Kinship(int(fields[1]), int(fields[2])) if len(fields) > 2 else None
 
 
+def variable(pid: int, name: str) -> str:
+    """An environment variable that a process was started with; nothing when it has none, or is another user's."""
+    for each in _read(f"/proc/{pid}/environ").split(b"\0"):
+        if each.startswith(name.encode() + b"="):
+            return each.partition(b"=")[2].decode(errors="replace")
+    return ""
+
+
 def kernel_kills() -> int:
     """How many processes of this machine the kernel has killed because memory ran out, since it was started."""
     for line in _read("/proc/vmstat").splitlines():

@@ -342,6 +342,8 @@ class Replicas:
         replica.served += 1
         if self.used_up(replica):
             self.step(replica, Drain(StopReason.USED_UP))
+        elif replica.life.tasks is not None:
+            self.retire_if_due(replica)
         self.step(replica, Load(len(replica.jobs)))
 
     def _forget_wait(self, replica: Replica, number: int) -> None:

@@ -17,7 +17,8 @@ from ..autoscaler.driver import Autoscaler
 from ..clock import SystemClock
 from ..supervisor.lifecycle import State, StopReason
 from .bounds import Machine, confinement, share, thread_variables
-from .groups import Group
+from .groups import Group, starts_of
+from .waiting import Waiting
 
 if TYPE_CHECKING:
     from ..task import TaskTemplate
@@ -97,7 +98,7 @@ class Beside:
         key = f"alone: {group.name}"
         if (found := self._groups.get(key)) is None:
             limits = Limits(0, self._most(), 1, 0.0, 0.0)
-            found = self._add(key, replace(group, name=key, limits=limits, max_tasks=1, waiting=type(group.waiting)()))
+            found = self._add(key, replace(group, name=key, limits=limits, max_tasks=1, waiting=Waiting()))
         return found
 
     def _is_as_the_environment(self, task: AnyTask) -> bool:
@@ -118,11 +119,12 @@ class Beside:
         return Group(
             name=options,
             limits=limits,
+            starts=starts_of(self._serving.settings),
             max_tasks=1 if policy is None else self._serving.max_tasks,
             confinement=confinement(task.resources, self._serving.settings),
             share=share(task.resources, ONE_CORE if policy is None else 0.0),
             environ=environ,
-            fresh=bool(environ),
+            fresh=bool(environ) or (task.resources is not None and task.resources.get_device() is not None),
         )
 
     def _environ(self, task: AnyTask) -> dict[str, str | None]:

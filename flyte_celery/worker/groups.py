@@ -10,9 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..autoscaler.decide import Limits
+from ..settings import Settings
 from ..supervisor.confinement import Confinement
+from ..supervisor.lifecycle import Starts
 from .bounds import Share
 from .waiting import Waiting
+
+
+def starts_of(settings: Settings) -> Starts:
+    """Whether replicas of a group that has none yet can be started."""
+    return Starts(settings.max_start_failures, settings.start_backoff, settings.start_backoff_cap)
 
 
 @dataclass(slots=True, eq=False)
@@ -25,6 +32,8 @@ class Group:
 
     name: str
     limits: Limits
+    #: Whether its replicas can be started.
+    starts: Starts
     #: Tasks that one replica may run in its life; 1 for ephemeral ones, None for no limit.
     max_tasks: int | None
     confinement: Confinement = field(default_factory=Confinement)

@@ -21,11 +21,11 @@ from ..autoscaler.decide import Observed, ReplicaState, ReplicaView
 from ..errors import RuntimeSystemError
 from ..fleet.storing import UNFENCED
 from ..overrides import effective, replica_options
-from ..supervisor.lifecycle import Drain, Load, Revive, Starts, State, StopReason, Tick
+from ..supervisor.lifecycle import Drain, Load, Revive, State, StopReason, Tick
 from . import breaches
 from .beside import ONE_CORE, Beside
 from .bounds import share
-from .groups import Group
+from .groups import Group, starts_of
 from .job import Job, frame, guarded
 from .limits import TimeLimits
 from .losses import after_loss, after_uncounted_loss, given_up, last_chance, most_attempts, returned_too_often
@@ -64,10 +64,8 @@ class ReplicaPool(BasePool):
         self._attempts = Attempts()
         self._redelivery = Redelivery()
         self._numbers = itertools.count(1)
-        settings = self.serving.settings
-        self.starts = Starts(settings.max_start_failures, settings.start_backoff, settings.start_backoff_cap)
         self.group = self._own_group()
-        self.replicas = Replicas(self.serving, self.starts, self)
+        self.replicas = Replicas(self.serving, self)
         self.beside = Beside(self.serving, self.group, self.replicas, self)
         self._limits = TimeLimits(self.replicas)
         #: Called when demand may have changed; the autoscaler sets it.
@@ -85,6 +83,7 @@ class ReplicaPool(BasePool):
         return Group(
             name=serving.name,
             limits=serving.limits,
+            starts=starts_of(serving.settings),
             max_tasks=serving.max_tasks,
             confinement=serving.confinement,
             share=share(serving.environment.resources, 0.0 if serving.environment.reusable else ONE_CORE),
@@ -186,7 +185,7 @@ class ReplicaPool(BasePool):
         if self.stopping.begun:  # its time has come while running tasks are waited for
             self.hand_back(job)
             return False
-        if self._hopeless():
+        if self._hopeless(job.group):
             self._fail(job)
             return False
         most = most_attempts(self.serving.environment, job)
@@ -406,24 +405,27 @@ class ReplicaPool(BasePool):
 
     def starts_changed(self) -> None:
         """A replica became ready or failed to: the environment may be failed now."""
-        if self._hopeless():
-            for job in self._clear_waiting():
-                self._fail(job)
+        for group in self.groups:
+            if self._hopeless(group):
+                for job in group.waiting.clear():
+                    self._fail(job)
         self.dispatch()
 
-    def _hopeless(self) -> bool:
+    def _hopeless(self, group: Group) -> bool:
         """Whether a task that comes now is failed at once; the first one after a back-off waits for the attempt."""
-        if not self.starts.failed or self.replicas.count(State.READY):
+        if not group.starts.failed or self.replicas.count(State.READY, group=group):
             return False
-        return bool(self.replicas.count(State.STARTING)) or time.monotonic() < self.starts.not_before
+        return bool(self.replicas.count(State.STARTING, group=group)) or time.monotonic() < group.starts.not_before
 
     def _fail(self, job: Job) -> None:
         self.jobs.pop(job.number, None)
+        starts = job.group.starts
+        beside = "" if job.group is self.group else f" for calls with the override {job.group.name}"
         job.fail(
             RuntimeSystemError(
                 "EnvironmentFailed",
-                f"The environment {self.serving.name!r} cannot start replicas ({self.starts.failures} attempts "
-                f"failed): {self.starts.error}. Its worker keeps trying; the full traceback is in the worker's log.",
+                f"The environment {self.serving.name!r} cannot start replicas{beside} ({starts.failures} attempts "
+                f"failed): {starts.error}. Its worker keeps trying; the full traceback is in the worker's log.",
             )
         )
 
@@ -479,7 +481,7 @@ class ReplicaPool(BasePool):
             if had < n and not self.replicas.used_up(replica) and replica.child.reason is not StopReason.RECYCLED:
                 self.replicas.step(replica, Revive())
                 had += 1
-        while had < n and self.starts.allowed(time.monotonic(), self.replicas.count(State.STARTING)):
+        while had < n and group.starts.allowed(time.monotonic(), self.replicas.count(State.STARTING, group=group)):
             self.replicas.start(group)
             had += 1
         return had

@@ -25,7 +25,6 @@ from ..supervisor.lifecycle import (
     Kill,
     Load,
     Ready,
-    Starts,
     StartupFailed,
     State,
     Stop,
@@ -61,6 +60,11 @@ REPLACEMENT_PATIENCE = 3.0
 
 class Owner(Protocol):
     """Whom the replicas report to: the pool."""
+
+    @property
+    def groups(self) -> list[Group]:
+        """All kinds of replicas that there are."""
+        ...
 
     def accepted(self, replica: Replica, number: int, at: float) -> None:
         """A task has begun."""
@@ -133,9 +137,8 @@ class Replica:
 class Replicas:
     """All replicas of one worker, in order of age."""
 
-    def __init__(self, serving: Serving, starts: Starts, owner: Owner) -> None:
+    def __init__(self, serving: Serving, owner: Owner) -> None:
         self._serving = serving
-        self._starts = starts
         self._owner = owner
         self._numbers = itertools.count(1)
         self._replicas: dict[int, Replica] = {}
@@ -324,7 +327,7 @@ class Replicas:
             return False
         now = time.monotonic()
         if replica.retiring is not None:
-            coming = self.count(State.STARTING, group=replica.group) or self._starts.failures
+            coming = self.count(State.STARTING, group=replica.group) or replica.group.starts.failures
             if not coming and now - replica.retiring > REPLACEMENT_PATIENCE:
                 self.step(replica, Drain(StopReason.RECYCLED))
             return False
@@ -389,7 +392,7 @@ class Replicas:
             hooks * 1000,
             replica.pid,
         )
-        self._starts.succeeded()
+        replica.group.starts.succeeded()
         others = self.in_state(State.READY, group=replica.group)
         if (old := next((each for each in others if each.retiring is not None), None)) is not None:
             self.step(old, Drain(StopReason.RECYCLED))
@@ -439,8 +442,9 @@ class Replicas:
 
     def _give_up(self, error: str) -> None:
         # Starting again would fail the same way, so this counts as all the attempts at once.
-        while not self._starts.failed:
-            self._starts.failed_once(error, time.monotonic())
+        for starts in {id(group.starts): group.starts for group in self._owner.groups}.values():
+            while not starts.failed:
+                starts.failed_once(error, time.monotonic())
 
     def _launcher_ended(self, status: int | None) -> None:
         if self._launcher is not None:
@@ -456,12 +460,13 @@ class Replicas:
         self._owner.starts_changed()
 
     def _count_failure(self, replica: Replica, error: str) -> None:
-        self._starts.failed_once(error, time.monotonic(), replica.child.started_at)
+        starts = replica.group.starts
+        starts.failed_once(error, time.monotonic(), replica.child.started_at)
         logger.error(
             "%s: replica %d did not start (%d in a row): %s",
             self._serving.name,
             replica.number,
-            self._starts.failures,
+            starts.failures,
             error,
         )
 

@@ -100,6 +100,6 @@ def status_of(pool: ReplicaPool, autoscaler: Autoscaler, hostname: str, ready: i
         target=autoscaler.target,
         reason=str(last.reason) if last else None,
         decision=last.text if last else None,
-        failure=pool.starts.error if pool.starts.failed else None,
+        failure=pool.group.starts.error if pool.group.starts.failed else None,
         start_seconds=tuple(round(seconds, 4) for seconds in pool.replicas.start_seconds),
     )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from celery.result import AsyncResult
 
-from flyte_celery.errors import OOMError
+from flyte_celery.errors import OOMError, RuntimeSystemError
 from flyte_celery.names import OVERRIDES_HEADER
 from tests.helpers.projects import PATIENCE, Project
 from tests.helpers.waiting import wait_until
@@ -29,6 +29,8 @@ SOURCE = """
     COLOUR = os.environ.get("COLOUR")
     SHAPE = os.environ.get("SHAPE")
     calls = []
+    if COLOUR == "green":
+        raise ValueError("no green things")
 
     warm = flyte.TaskEnvironment(
         "warm",
@@ -180,3 +182,11 @@ def _lives(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def test_an_override_that_cannot_start_fails_its_own_calls_alone(send: Callable[..., AsyncResult]) -> None:
+    """The variable makes the module raise when it is imported; the warm replicas know nothing of it."""
+    with pytest.raises(RuntimeSystemError, match=r"for calls with the override .*no green things") as caught:
+        send("show", **OFF, env_vars={"COLOUR": "green"}).get(timeout=3 * PATIENCE)
+    assert caught.value.code == "EnvironmentFailed"
+    assert send("show").get(timeout=PATIENCE)["colour"] == "red"

@@ -40,6 +40,7 @@ from .retry import Backoff, RetryStrategy
 from .reuse import ReusePolicy
 from .secret import Secret
 from .timeout import Timeout
+from .variables import as_environ, check_env_vars
 
 if TYPE_CHECKING:
     from .task import TaskTemplate
@@ -248,7 +249,8 @@ def _dump_env_vars(task: TaskTemplate[Any, Any]) -> dict[str, str]:
     variables: Any = task.env_vars
     if not isinstance(variables, dict):
         raise ValueError(f"env_vars={variables!r} of {task.name} is not possible: use a dict of names to values.")
-    return {str(name): str(value) for name, value in variables.items()}
+    check_env_vars(f"An override of {task.name}", variables)
+    return as_environ(variables)
 
 
 def _dump_secrets(task: TaskTemplate[Any, Any]) -> list[dict[str, str]]:

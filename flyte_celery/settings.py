@@ -24,6 +24,7 @@ _VARIABLES = {
     "project_dir": (f"{_PREFIX}HOME",),
 }
 
+_PATHS = frozenset({"project_dir", "secrets_dir"})
 _URLS = frozenset({"broker_url", "result_backend", "flower_url"})
 _COUNTS = frozenset({"max_start_failures", "max_suspended", "max_ephemeral", "max_processes", "max_files"})
 #: Times of which 0 means something: at once, or none.
@@ -62,6 +63,9 @@ class Settings:
 
     project_dir: Path = field(default_factory=Path.cwd)
     """The directory whose `.flyte-celery` folder holds what runs for this project (variable `FLYTE_CELERY_HOME`)."""
+
+    secrets_dir: Path = Path("/run/secrets")
+    """The directory in which workers find a file for each secret."""
 
     flower_url: str | None = None
     """Where people reach Flower, such as `https://flower.example.com`: `run.url` points into it. None: no `url`."""
@@ -156,7 +160,7 @@ class Settings:
 def _parsed(name: str, variable: str, text: str) -> Any:
     """The value of an environment variable, checked where the variable's name is still known."""
     value: Any = text
-    if name == "project_dir":
+    if name in _PATHS:
         value = Path(text)
     elif name not in _URLS:
         try:
@@ -173,16 +177,16 @@ def _parsed(name: str, variable: str, text: str) -> Any:
 def _checked(name: str, value: Any) -> Any:
     if value is None and name in _OPTIONAL:
         return None
-    if name == "project_dir":
-        return _directory(value)
+    if name in _PATHS:
+        return _directory(name, value)
     if name in _URLS:
         return _url(name, value)
     return _count(name, value) if name in _COUNTS else _seconds(name, value)
 
 
-def _directory(value: Any) -> Path:
+def _directory(name: str, value: Any) -> Path:
     if not isinstance(value, str | Path):
-        raise TypeError(f"project_dir={value!r} is a {type(value).__name__}: give a path.")
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}: give a path.")
     return Path(value).expanduser().absolute()
 
 

@@ -24,13 +24,13 @@ from celery import signals
 from celery.app.trace import build_tracer, setup_worker_optimizations
 from celery.utils.log import get_logger
 
-from .. import context
+from .. import context, redaction
 from ..environment import Hook, TaskEnvironment, environments
 from ..supervisor.confinement import enter
 from ..supervisor.wire import Line
 from ..suspension import set_suspender
 from . import bridge, wire
-from .execute import LoopJob, MainThread, SyncJob, install_soft_timeout_signal
+from .execute import LoopJob, MainThread, SyncJob, install_soft_timeout_signal, keep_secrets
 from .loading import load
 from .outbox import Outbox
 from .plan import ReplicaPlan
@@ -102,6 +102,7 @@ def _initialise(plan: ReplicaPlan, app: Any) -> None:
 
 def _build_tracer(plan: ReplicaPlan, app: Any, name: str) -> None:
     task = app.tasks[name]
+    keep_secrets(task)
     task.__trace__ = build_tracer(name, task, app.loader, plan.hostname, app=app)
 
 
@@ -218,7 +219,7 @@ class Replica:
 
 
 def _describe_failure(exc: BaseException) -> str:
-    return "".join(traceback.format_exception_only(exc)).strip()
+    return redaction.current().text("".join(traceback.format_exception_only(exc)).strip())
 
 
 def _main() -> None:
@@ -227,9 +228,9 @@ def _main() -> None:
     enter(confinement, cpus)
     sock = socket.socket(fileno=int(sys.argv[1]))
     try:
-        leave(run(sock, plan, load(plan.application), number))
+        leave(run(sock, plan, load(plan.application, plan.secrets), number))
     except BaseException as exc:
-        traceback.print_exc()
+        print(redaction.current().text(traceback.format_exc()), file=sys.stderr)
         line = Line(sock)
         sock.setblocking(True)
         line.send((wire.START_FAILED, _describe_failure(exc)))

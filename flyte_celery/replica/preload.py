@@ -22,6 +22,7 @@ import traceback
 from collections import deque
 from typing import Any
 
+from .. import redaction
 from ..names import REPLICA_VARIABLE
 from ..supervisor import usage
 from ..supervisor.confinement import adopt_orphans, enter
@@ -91,9 +92,9 @@ class Launcher:
     def _preload(self) -> bool:
         started = time.monotonic()
         try:
-            self.app = load(self.plan.application)
+            self.app = load(self.plan.application, self.plan.secrets)
         except BaseException:
-            self._tell(PreloadFailed(traceback.format_exc()))
+            self._tell(PreloadFailed(redaction.current().text(traceback.format_exc())))
             return False
         # What is alive now lives as long as the launcher: keep it out of the replicas' garbage collections, which
         # would otherwise copy every page that they mark.
@@ -154,7 +155,7 @@ class Launcher:
             enter(start.confinement, cpus)
             code = replica_main.run(socket.socket(fileno=fd), self.plan, self.app, start.number)
         except BaseException:
-            traceback.print_exc()
+            print(redaction.current().text(traceback.format_exc()), file=sys.stderr)
             code = 1
         return replica_main.leave(code)
 
@@ -167,7 +168,7 @@ class Launcher:
             stdin=subprocess.PIPE,
         )
         assert process.stdin is not None
-        process.stdin.write(pickle.dumps((self.plan, start.number, start.confinement, cpus)))
+        process.stdin.write(pickle.dumps((start.config or self.plan, start.number, start.confinement, cpus)))
         process.stdin.close()
         process.returncode = 0  # reaped here by pid, not by subprocess
         return process.pid

@@ -107,6 +107,8 @@ class Start:
     confinement: Confinement = field(default_factory=Confinement)
     #: Whether it is a fresh interpreter, which imports everything anew, with these variables.
     fresh: bool = False
+    #: What a fresh interpreter is told in place of what the launcher was told; None: the same.
+    config: object = field(default=None, repr=False)
 
 
 class Launcher:

@@ -104,8 +104,8 @@ def thread_variables(resources: Resources | None, environ: Mapping[str, str]) ->
     return {name: str(max(1, math.floor(cores))) for name in THREAD_VARIABLES if name not in environ}
 
 
-def unenforced(resources: Resources | None) -> str | None:
-    """What nothing here limits of what was asked for, in a sentence; None when there is nothing to say."""
+def unenforced(resources: Resources | None) -> tuple[str, ...]:
+    """What nothing here limits of what was asked for, in a sentence, if there is something to say."""
     wanted = resources or Resources()
     parts = []
     if not usage.AVAILABLE and (wanted.memory or wanted.cpu):
@@ -117,4 +117,4 @@ def unenforced(resources: Resources | None) -> str | None:
         parts.append(f"disk={wanted.disk!r} (a file system has no limit for one process)")
     if wanted.shm and wanted.shm != "auto":
         parts.append(f"shm={wanted.shm!r} (shared memory that is in use counts as memory)")
-    return f"Of the resources, nothing limits {', nor '.join(parts)}." if parts else None
+    return (f"Of the resources, nothing limits {', nor '.join(parts)}.",) if parts else ()

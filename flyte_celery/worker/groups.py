@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..autoscaler.decide import Limits
+from ..replica.plan import ReplicaPlan
 from ..settings import Settings
 from ..supervisor.confinement import Confinement
 from ..supervisor.lifecycle import Starts
@@ -43,6 +44,8 @@ class Group:
     environ: Mapping[str, str | None] = field(default_factory=dict)
     #: Whether its replicas are fresh interpreters: the launcher has imported the application with other variables.
     fresh: bool = False
+    #: What its replicas are told in place of the launcher's plan, for other secrets; None: the same.
+    plan: ReplicaPlan | None = None
     #: Its tasks that have no replica.
     waiting: Waiting = field(default_factory=Waiting)
 

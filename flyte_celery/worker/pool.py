@@ -21,6 +21,7 @@ from ..autoscaler.decide import Observed, ReplicaState, ReplicaView
 from ..errors import RuntimeSystemError
 from ..fleet.storing import UNFENCED
 from ..overrides import effective, replica_options
+from ..secret_sources import SecretError
 from ..supervisor.lifecycle import Drain, Load, Revive, State, StopReason, Tick
 from . import breaches
 from .beside import ONE_CORE, Beside
@@ -147,8 +148,13 @@ class ReplicaPool(BasePool):
         keeper = self.serving.keeper
         claim = None if keeper is None else int(args[2]["properties"]["delivery_tag"])
         task = None if (known := self._tasks.get(args[0])) is None else effective(known, args[2])
+        group, refusal = self.group, None
+        try:
+            group = self.beside.group_for(task, replica_options(args[2]))
+        except SecretError as exc:
+            refusal = RuntimeSystemError("SecretMissing", str(exc))
         job = Job(
-            group=self.beside.group_for(task, replica_options(args[2])),
+            group=group,
             number=number,
             task_name=args[0],
             task_id=correlation_id,
@@ -170,6 +176,9 @@ class ReplicaPool(BasePool):
             self._go_on(running, job)
             return running
         if self._admitted(job, args[2]):
+            if refusal is not None:
+                job.fail(refusal)
+                return job
             self.jobs[number] = job
             job.group.waiting.add(job)
             self.dispatch()

@@ -13,11 +13,13 @@ import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from celery.utils.nodenames import gethostname
 from celery.utils.quorum_queues import detect_quorum_queues
 
+from .. import redaction
 from ..autoscaler.decide import Limits
 from ..environment import TaskEnvironment, environments
 from ..fleet.connection import connect_to_broker, is_too_old
@@ -28,15 +30,18 @@ from ..registry import check_conflicts
 from ..replica.application import find
 from ..replica.plan import Logging, ReplicaPlan
 from ..reuse import ReusePolicy
+from ..secret_sources import SecretError
 from ..settings import Settings, redacted
 from ..supervisor.confinement import Confinement
 from ..supervisor.lifecycle import Patience
+from ..variables import as_environ
 from . import transport
 from .beside import ONE_CORE
-from .bounds import Machine, confinement, share, thread_variables
+from .bounds import Machine, confinement, share, thread_variables, unenforced
 from .keeper import Keeper
 from .pool import ReplicaPool
 from .promises import is_amqp, weaker_promises
+from .provisions import Provisions, find_secrets, provide
 from .recycling import Recycling
 from .serving import Serving
 
@@ -67,9 +72,11 @@ def prepare(worker: Any) -> None:
         environment = _environment_of(worker)
         if environment is None:
             return
+        provisions = provide(worker.app, environment)
+        redaction.install(provisions.secrets.values)
         check_broker(worker.app)
-        _become(worker, environment)
-    except (CannotServe, LookupError) as exc:
+        _become(worker, environment, provisions)
+    except (CannotServe, LookupError, SecretError) as exc:
         print(f"Error: {exc}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
 
@@ -127,7 +134,7 @@ def check_broker(app: Any) -> None:
         connection.release()
 
 
-def _become(worker: Any, environment: TaskEnvironment) -> None:
+def _become(worker: Any, environment: TaskEnvironment, provisions: Provisions) -> None:
     app = worker.app
     name = environment.name
     nick, _, host = worker.hostname.partition("@")
@@ -136,7 +143,7 @@ def _become(worker: Any, environment: TaskEnvironment) -> None:
     broker_url = app.conf.broker_read_url or app.conf.broker_url
     # What `-Q` has made of the name is not what clients declare, where the app says how its queues are.
     app.amqp.queues.select_add(environment_queue(app, name))
-    serving = _serving(worker, environment, broker_url, _claiming(worker, environment, broker_url))
+    serving = _serving(worker, environment, provisions, broker_url, _claiming(worker, environment, broker_url))
     worker.pool_cls = type("ReplicaPool", (ReplicaPool,), {"serving": serving, "__module__": ReplicaPool.__module__})
     # Celery's consumer takes its prefetch count from these two: as many messages as can run at once.
     worker.concurrency = max(1, serving.capacity)
@@ -202,7 +209,9 @@ def _claiming(worker: Any, environment: TaskEnvironment, url: str) -> Keeper | N
     return keeper
 
 
-def _serving(worker: Any, environment: TaskEnvironment, broker_url: str, keeper: Keeper | None) -> Serving:
+def _serving(
+    worker: Any, environment: TaskEnvironment, provisions: Provisions, broker_url: str, keeper: Keeper | None
+) -> Serving:
     options = worker.options
     settings = Settings.from_environ(os.environ)
     resources = environment.resources
@@ -231,7 +240,7 @@ def _serving(worker: Any, environment: TaskEnvironment, broker_url: str, keeper:
             high, low = options["autoscale"]
             limits = replace(limits, lowest=low, highest=high)
         max_tasks = worker.max_tasks_per_child or None
-    environ = {name: str(value) for name, value in (environment.env_vars or {}).items()}
+    environ = as_environ(environment.env_vars)
     environ |= thread_variables(resources, {**os.environ, **environ})
     return Serving(
         environment=environment,
@@ -255,6 +264,7 @@ def _serving(worker: Any, environment: TaskEnvironment, broker_url: str, keeper:
             preload=environment.resources is None or environment.resources.get_device() is None,
             startup_timeout=settings.startup_timeout,
             max_suspended=settings.max_suspended,
+            secrets=provisions.secrets,
         ),
         broker_url=broker_url,
         keeper=keeper,
@@ -266,6 +276,8 @@ def _serving(worker: Any, environment: TaskEnvironment, broker_url: str, keeper:
         confinement=confined,
         recycling=_recycling(worker, settings, confined),
         limits_of=limits_of,
+        warnings=(*provisions.warnings, *unenforced(resources)),
+        find_secrets=partial(find_secrets, worker.app),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -229,9 +230,9 @@ class Replicas:
 
     def launch(self) -> None:
         """Start the launcher."""
-        import os
-
-        self._launcher = Launcher(self._serving.plan, {**os.environ, **self._serving.environ})
+        secret = self._serving.plan.secrets.environ  # these travel in the plan
+        inherited = {name: value for name, value in os.environ.items() if name not in secret}
+        self._launcher = Launcher(self._serving.plan, {**inherited, **self._serving.environ})
         if self.hub is not None:
             self.hub.add_reader(self._launcher.line.fileno(), self._on_launcher)
 
@@ -242,7 +243,7 @@ class Replicas:
         assert self._launcher is not None
         number = next(self._numbers)
         environ = {**group.environ, REPLICA_VARIABLE: str(number)}
-        line = self._launcher.start(Start(number, environ, group.confinement, group.fresh))
+        line = self._launcher.start(Start(number, environ, group.confinement, group.fresh, group.plan))
         now = time.monotonic()
         life = Life.begun(self._serving.recycling, group.max_tasks, now)
         replica = Replica(Child(number, now, self._serving.patience), line, group, life)

@@ -9,6 +9,8 @@ from ..autoscaler.decide import Limits
 from ..environment import TaskEnvironment
 from ..replica.plan import ReplicaPlan
 from ..reuse import ReusePolicy
+from ..secret import SecretRequest
+from ..secret_sources import Secrets
 from ..settings import Settings
 from ..supervisor.confinement import Confinement
 from ..supervisor.lifecycle import Patience
@@ -50,6 +52,10 @@ class Serving:
     limits_of: Callable[[ReusePolicy], Limits] = lambda policy: Limits(
         policy.min_replicas, policy.max_replicas, policy.concurrency, scaledown_ttl=30.0, idle_ttl=30.0
     )
+    #: Finds secrets that a call asks for in place of the environment's; raises `SecretError`.
+    find_secrets: Callable[[SecretRequest | None], Secrets] = lambda _: Secrets()
+    #: What the worker's log says at its start, beside what is served.
+    warnings: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

@@ -16,7 +16,6 @@ from ..names import PRIORITY_STEPS, queue_name
 from ..settings import redacted
 from . import control
 from .away import stay_alive
-from .bounds import unenforced
 from .pool import ReplicaPool
 from .serving import Serving
 
@@ -63,8 +62,8 @@ class AutoscalerStep(bootsteps.StartStopStep):
         logger.info("%s: serves the queue %r of %s", serving.name, queue_name(serving.name), broker)
         if serving.weaker is not None:
             logger.warning("%s: %s", serving.name, serving.weaker)
-        if (missing := unenforced(serving.environment.resources)) is not None:
-            logger.warning("%s: %s", serving.name, missing)
+        for warning in serving.warnings:
+            logger.warning("%s: %s", serving.name, warning)
         self._catalogue = Catalogue(connect_to_broker(parent.app))
         self._publish(serving)
 

@@ -101,7 +101,12 @@ def test_the_page_names_every_public_name() -> None:
 def test_the_settings_page_has_every_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     """With its variables, which really set it, its default and its unit."""
     shown = rows((REFERENCE / "settings.md").read_text())
-    samples = {"project_dir": "/srv", "broker_url": "redis://there/1", "result_backend": "redis://there/2"}
+    samples = {
+        "project_dir": "/srv",
+        "secrets_dir": "/srv",
+        "broker_url": "redis://there/1",
+        "result_backend": "redis://there/2",
+    }
     assert {name for name in shown if not name.startswith(("FLYTE", "."))} == {
         field.name for field in dataclasses.fields(Settings)
     }

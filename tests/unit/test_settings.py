@@ -14,6 +14,7 @@ from flyte_celery.settings import Settings, redacted
 DEFAULTS = {
     "broker_url": None,
     "result_backend": None,
+    "secrets_dir": Path("/run/secrets"),
     "flower_url": None,
     "grace": None,
     "startup_timeout": 600.0,

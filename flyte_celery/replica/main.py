@@ -224,8 +224,8 @@ def _describe_failure(exc: BaseException) -> str:
 
 def _main() -> None:
     """Entry of a fresh interpreter: the plan comes on standard input, the worker's socket is inherited."""
-    plan, number, confinement, cpus = pickle.loads(sys.stdin.buffer.read())
-    enter(confinement, cpus)
+    plan, number, begin = pickle.loads(sys.stdin.buffer.read())
+    enter(*begin)
     sock = socket.socket(fileno=int(sys.argv[1]))
     try:
         leave(run(sock, plan, load(plan.application, plan.secrets), number))

@@ -48,6 +48,13 @@ class Preloaded:
 
 
 @dataclass(frozen=True, slots=True)
+class Enforces:
+    """How the launcher keeps replicas to their limits, in words for the log."""
+
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
 class PreloadFailed:
     """The launcher could not import the application; it has ended, and no replica can be started."""
 
@@ -94,7 +101,7 @@ class LauncherEnded:
     status: int | None
 
 
-LauncherEvent = Preloaded | PreloadFailed | Forked | Ended | Broke | Used | LauncherEnded
+LauncherEvent = Enforces | Preloaded | PreloadFailed | Forked | Ended | Broke | Used | LauncherEnded
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ from ..supervisor.lifecycle import (
 from ..supervisor.processes import (
     Broke,
     Ended,
+    Enforces,
     Forked,
     Launcher,
     LauncherEnded,
@@ -419,6 +420,8 @@ class Replicas:
                     if (replica := self.get(number)) is not None:
                         replica.usage = used
                         self._owner.used(replica)
+                case Enforces(how):
+                    logger.info("%s: limits of replicas are enforced %s", self._serving.name, how)
                 case Preloaded(seconds):
                     logger.info("%s: application preloaded in %.0f ms", self._serving.name, seconds * 1000)
                 case PreloadFailed(error):

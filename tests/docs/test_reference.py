@@ -120,7 +120,9 @@ def test_the_settings_page_has_every_setting(monkeypatch: pytest.MonkeyPatch) ->
         if field.default is not dataclasses.MISSING:
             assert default == str(field.default), field.name
         kind = str(field.type)
-        assert unit == {"str | None": "URL", "Path": "path", "int": "count"}.get(kind, "seconds"), field.name
+        assert unit == {"str | None": "URL", "Path": "path", "int": "count", "int | None": "count"}.get(
+            kind, "seconds"
+        ), field.name
         assert meaning
 
 

@@ -76,7 +76,7 @@ class RunContext:
     """`"remote"` in a replica, `"local"` where `flyte.run` runs a task in the calling process."""
 
     attempt_number: int = 0
-    """0 for the first attempt. Always 0 in local runs."""
+    """0 for the first attempt; retries count, and starts that were lost. Always 0 in local runs."""
 
     version: str = ""
     """Version of the deployed code; empty when nobody gave it one."""

@@ -17,6 +17,7 @@ What an option means, and where it can be given:
 | `retries`, `timeout`, `short_name`, `max_inline_io_bytes`, `links` | | | yes | yes |
 | `max_attempts` | yes | yes | yes | |
 | `grace` | yes | yes | | |
+| `labels` | yes | yes | | |
 | Celery's options | | | yes | |
 """
 
@@ -24,7 +25,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from types import MappingProxyType
@@ -44,6 +45,7 @@ from .options import (
     TASK_OPTIONS,
     TaskOptions,
     check_grace,
+    check_labels,
     check_max_attempts,
     check_options,
 )
@@ -101,6 +103,9 @@ class TaskEnvironment(Environment):
     grace: float | timedelta | None = None
     """Seconds that running tasks get to finish when a worker stops. None: the worker's setting, 25."""
 
+    labels: Mapping[str, str] | None = None
+    """Labels that a host must have to serve the environment, such as `{"zone": "a"}`. None: any host."""
+
     place: Place = field(init=False, compare=False, repr=False)
     """Where this environment is defined."""
 
@@ -126,6 +131,7 @@ class TaskEnvironment(Environment):
             )
         check_max_attempts(self.max_attempts)
         self.grace = check_grace(self.grace)
+        check_labels(self.labels)
         self.place = registry.calling_place()
         registry.add_environment(self)
 
@@ -311,13 +317,13 @@ class TaskEnvironment(Environment):
 
         Args:
             name: Name of the clone.
-            **kwargs: `cache`, `max_attempts`, `grace`, and `reusable`, where None turns reuse off.
+            **kwargs: `cache`, `max_attempts`, `grace`, `labels`, and `reusable`, where None turns reuse off.
 
         Raises:
             TypeError: An argument does not exist or has the wrong type.
             ValueError: The name is not valid.
         """
-        check_options("clone_with()", kwargs, ("cache", "reusable", "max_attempts", "grace"))
+        check_options("clone_with()", kwargs, ("cache", "reusable", "max_attempts", "grace", "labels"))
         if kwargs.get("cache", ...) is None:
             del kwargs["cache"]
         given = {

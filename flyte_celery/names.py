@@ -30,6 +30,12 @@ CHAIN_HEADER = "flyte_celery_chain"
 #: Key in a message's headers for what `task.override(...)` asks of this call.
 OVERRIDES_HEADER = "flyte_celery_overrides"
 
+#: Key in a message's headers for when the call was submitted, and its current attempt.
+TIMES_HEADER = "flyte_celery_times"
+
+#: Key in a retry's headers for how many starts of the attempts before it were lost.
+LOST_HEADER = "flyte_celery_lost"
+
 #: Environment variable of a replica's process: its number within its worker.
 REPLICA_VARIABLE = "FLYTE_CELERY_REPLICA"
 
@@ -134,9 +140,39 @@ def inbox_key(queue: str, worker: str) -> str:
     return f"{PREFIX}inbox:{queue}:{worker}"
 
 
+def offers_key() -> str:
+    """What live workers' hosts offer: a hash of worker to JSON."""
+    return f"{PREFIX}offers"
+
+
+def offers_until_key() -> str:
+    """How long each offer holds: a sorted set of worker and server milliseconds."""
+    return f"{PREFIX}offers-until"
+
+
 def dead_key(queue: str) -> str:
     """Dead letters of a queue: a list of messages that were given up, each with the reason, newest first."""
     return f"{PREFIX}dead:{queue}"
+
+
+def wait_key(task_id: str) -> str:
+    """What a task waits for that has waited a while, in JSON; for as long as its replica says so."""
+    return f"{PREFIX}wait:{task_id}"
+
+
+def later_key(queue: str) -> str:
+    """Future work of a queue: a sorted set of entry and when it is due, in milliseconds since the epoch."""
+    return f"{PREFIX}later:{queue}"
+
+
+def later_messages_key(queue: str) -> str:
+    """The messages of a queue's future work: a hash of entry to message."""
+    return f"{PREFIX}later-messages:{queue}"
+
+
+def later_queues_key() -> str:
+    """The queues that have future work: a sorted set of queue and when its next message is due."""
+    return f"{PREFIX}later-queues"
 
 
 def replies_key(process: str) -> str:

@@ -132,3 +132,15 @@ def check_grace(value: object) -> float | None:
     if not seconds >= 0:
         raise ValueError(f"grace must not be negative, got {value!r}: 0 hands running tasks back at once.")
     return float(seconds)
+
+
+def check_labels(value: object) -> None:
+    """Accept the labels that an environment requires.
+
+    Raises:
+        TypeError: If they are no mapping of text to text.
+    """
+    if value is None:
+        return
+    if not isinstance(value, Mapping) or not all(isinstance(each, str) for item in value.items() for each in item):
+        raise TypeError(f'labels must map names to values, got {value!r}: pass for instance {{"zone": "a"}}.')

@@ -163,6 +163,7 @@ class Redactor:
             record.stack_info = self.text(record.stack_info)
 
 
+_values: frozenset[str] = frozenset()
 _current = Redactor()
 
 
@@ -172,11 +173,13 @@ def current() -> Redactor:
 
 
 def install(values: Iterable[str]) -> None:
-    """Redact these values from now on, also in every log record that this process makes."""
-    global _current
-    redactor = Redactor(values)
-    if not redactor:
+    """Redact these values, too, from now on, also in every log record that this process makes."""
+    global _values, _current
+    known = _values.union(values)
+    redactor = Redactor(known)
+    if known == _values or not redactor:
         return
+    _values = known
     if not _current:
         make = logging.getLogRecordFactory()
 

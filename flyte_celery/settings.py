@@ -24,22 +24,18 @@ _VARIABLES = {
     "project_dir": (f"{_PREFIX}HOME",),
 }
 
-_PATHS = frozenset({"project_dir", "secrets_dir"})
 _URLS = frozenset({"broker_url", "result_backend", "flower_url"})
+_SWITCHES = frozenset({"progress"})
 _COUNTS = frozenset({"max_start_failures", "max_suspended", "max_ephemeral", "max_processes", "max_files"})
 #: Times of which 0 means something: at once, or none.
 _MAY_BE_ZERO = frozenset({"grace", "lookahead", "start_backoff", "start_backoff_cap", "idle_ttl", "scaledown_ttl"})
-_OPTIONAL = frozenset(
-    {
-        "broker_url",
-        "result_backend",
-        "idle_ttl",
-        "scaledown_ttl",
-        "grace",
-        "flower_url",
-        "max_age",
-        "max_ephemeral",
-    }
+_PATHS = frozenset({"project_dir", "secrets_dir", "device_locks"})
+#: What `gpu.declare` and `gpu.labels` read.
+_TEXTS = frozenset({"devices", "labels"})
+_OPTIONAL = (
+    frozenset({"broker_url", "result_backend", "idle_ttl", "scaledown_ttl", "grace", "flower_url", "device_locks"})
+    | frozenset({"max_age", "max_ephemeral"})
+    | _TEXTS
 )
 
 #: Seconds that running tasks get to finish when nobody says otherwise: below the 30 s that Kubernetes gives.
@@ -106,6 +102,11 @@ class Settings:
     max_age: float | None = None
     """Seconds after which a replica is replaced by a fresh one, up to 10 % sooner. None: never."""
 
+    progress: bool = True
+    """Whether `flyte.map` shows a progress bar when it takes a while and standard error is a terminal."""
+    cancel_patience: float = 10.0
+    """Seconds that a task which is revoked, or over a limit, has to clean up before its replica is ended with it."""
+
     autoscale_interval: float = 1.0
     """Seconds between two looks of the autoscaler. New work wakes it up earlier."""
 
@@ -114,6 +115,15 @@ class Settings:
 
     scaledown_ttl: float | None = None
     """Seconds after which this worker lets surplus replicas go, in place of the policy's. None: the policy's."""
+
+    devices: str | None = None
+    """Devices that a worker's host has, such as `"L4:2"`, in place of those that are found. None: those."""
+
+    labels: str | None = None
+    """Labels of a worker's host, such as `"zone=a,tier=batch"`, beside those that are found. None: no others."""
+
+    device_locks: Path | None = None
+    """The directory where all workers of a host lock its devices. None: one for locks, or for temporary files."""
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -162,7 +172,11 @@ def _parsed(name: str, variable: str, text: str) -> Any:
     value: Any = text
     if name in _PATHS:
         value = Path(text)
-    elif name not in _URLS:
+    elif name in _SWITCHES:
+        value = _WORDS.get(text.lower(), text)
+        if value is text:
+            raise ValueError(f"{variable}={text!r} is neither on nor off: set it to 1 or 0.")
+    elif name not in _URLS | _TEXTS:
         try:
             value = int(text) if name in _COUNTS else float(text)
         except ValueError:
@@ -179,9 +193,19 @@ def _checked(name: str, value: Any) -> Any:
         return None
     if name in _PATHS:
         return _directory(name, value)
+    if name in _TEXTS:
+        return _text(name, value)
     if name in _URLS:
         return _url(name, value)
+    if name in _SWITCHES:
+        return _switch(name, value)
     return _count(name, value) if name in _COUNTS else _seconds(name, value)
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}: give text.")
+    return value
 
 
 def _directory(name: str, value: Any) -> Path:
@@ -197,6 +221,19 @@ def _url(name: str, value: Any) -> str:
         raise ValueError(f"broker_url={redacted(value)!r} is no URL: give one such as 'redis://localhost:6379/0'.")
     if not value:
         raise ValueError(f"{name} is empty: give a URL, or None for the default.")
+    return value
+
+
+#: What an environment variable may say of a switch.
+_WORDS = {
+    **dict.fromkeys(("1", "true", "yes", "on"), True),
+    **dict.fromkeys(("0", "false", "no", "off"), False),
+}
+
+
+def _switch(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}: give True or False.")
     return value
 
 

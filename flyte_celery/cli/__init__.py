@@ -6,6 +6,7 @@ import click
 
 from .dead import dead
 from .down import down_command
+from .later import later
 from .reap import reap_command
 from .show import explain_command, list_command, status_command
 from .up import up_command
@@ -28,5 +29,6 @@ for command in (
     explain_command,
     reap_command,
     dead,
+    later,
 ):
     env.add_command(command)

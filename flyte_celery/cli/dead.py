@@ -17,8 +17,8 @@ from .fleet import fleet_client
 from .known import known_environment, wanted_environments
 
 
-def _chosen(command: Callable[..., None]) -> Callable[..., None]:
-    """The arguments of a command that acts on some dead letters of an environment, or on all of them."""
+def chosen(command: Callable[..., None]) -> Callable[..., None]:
+    """The arguments of a command that acts on some of an environment's tasks, by their ids, or on all of them."""
     for decorate in (
         click.pass_context,
         click.option("--all", "everything", is_flag=True, help="All of the environment."),
@@ -56,7 +56,7 @@ def list_dead(ctx: click.Context, environment: str | None, as_json: bool) -> Non
 
 
 @dead.command("requeue", cls=CeleryCommand)
-@_chosen
+@chosen
 def requeue_dead(ctx: click.Context, environment: str, ids: tuple[str, ...], everything: bool) -> None:
     """Run tasks again, with all their attempts: name their ids, or say --all."""
     letters, chosen = _letters(ctx, environment, ids, everything)
@@ -64,7 +64,7 @@ def requeue_dead(ctx: click.Context, environment: str, ids: tuple[str, ...], eve
 
 
 @dead.command("drop", cls=CeleryCommand)
-@_chosen
+@chosen
 def drop_dead(ctx: click.Context, environment: str, ids: tuple[str, ...], everything: bool) -> None:
     """Forget tasks for good: name their ids, or say --all. Their recorded failures stay."""
     letters, chosen = _letters(ctx, environment, ids, everything)

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
@@ -19,6 +20,7 @@ from ..names import queue_name
 from ..settings import redacted
 from .fleet import check_running
 from .known import all_environments, known_environment, wanted_environments
+from .unserved import Unserved, unserved_environments
 
 #: Seconds that workers have to answer.
 ANSWER_TIMEOUT = 1.0
@@ -107,11 +109,11 @@ def _on_ctrl_c() -> list[int]:
 
 def _look(app: Any, wanted: list[str], as_json: bool) -> str:
     found = [status for status in ask(app, "env_status") if status["environment"] in wanted]
-    if as_json:
-        return json.dumps(found)
     served = {status["environment"] for status in found}
-    parts = [_shown(status) for status in found]
-    parts += [_unserved(app, name) for name in wanted if name not in served]
+    unserved = unserved_environments(app, [name for name in wanted if name not in served])
+    if as_json:
+        return json.dumps([*found, *map(asdict, unserved)])
+    parts = [*map(_shown, found), *map(_shown_unserved, unserved)]
     return "\n".join(parts) or "The app defines no environment."
 
 
@@ -190,21 +192,32 @@ def _shown(status: dict[str, Any]) -> str:
         f"  replicas  {words} (between {status['minimum']} and {status['maximum']})",
         f"  tasks     {status['running']} running, {status['waiting']} waiting, {ready} in the queue",
     ]
+    if status.get("later"):
+        lines.append(f"  later     {_future_work(status['later'], status['next_due'])}")
     if status["decision"]:
         lines.append(f"  decision  {status['decision']}")
     if status["dead"]:
         letters = "letter" if status["dead"] == 1 else "letters"
         lines.append(f"  given up  {status['dead']} dead {letters}: see `env dead list {status['environment']}`")
+    for device, why in status["broken"].items():
+        lines.append(click.style(f"  broken    {device}: {why}", fg="red"))
     if status["failure"]:
         lines.append(click.style(f"  failed    {status['failure']}", fg="red"))
     return "\n".join(lines)
 
 
-def _unserved(app: Any, name: str) -> str:
-    heading = f"{click.style(name, bold=True)}  no worker answers"
-    with app.connection_for_read() as connection:
-        try:
-            declared = connection.default_channel.queue_declare(queue_name(name), passive=True)
-        except connection.channel_errors:
-            return heading  # a queue that holds nothing does not exist in Redis
-    return f"{heading}\n  tasks     {declared.message_count} in the queue"
+def _shown_unserved(unserved: Unserved) -> str:
+    lines = [f"{click.style(unserved.environment, bold=True)}  no worker answers"]
+    if unserved.ready is not None:
+        lines.append(f"  tasks     {unserved.ready} in the queue")
+    if unserved.later:
+        lines.append(f"  later     {_future_work(unserved.later, unserved.next_due)}")
+    if unserved.reason is not None:
+        lines.append(f"  waits     {unserved.reason}")
+    return "\n".join(lines)
+
+
+def _future_work(count: int, next_due: float | None) -> str:
+    """How many tasks wait for their time, and how long the first of them does."""
+    words = f"{count} task{'s' if count > 1 else ''} whose time has not come"
+    return words if next_due is None else f"{words}, the next in {max(0.0, next_due - time.time()):.0f} s"

@@ -38,8 +38,16 @@ class Batch:
     def __bool__(self) -> bool:
         return bool(self._calls)
 
+    def begin(self) -> bool:
+        """A call is about to be added; returns whether it may leave out Celery's general path."""
+        if not self._calls:
+            self._publisher.ensure_broker()
+            # Asked once for each write: the answer takes as long as a message does.
+            self._closed = closed_for_now(self._publisher.app)
+        return not self._closed
+
     def add(self, task: Any, args: Sequence[Any], kwargs: dict[str, Any], options: Options) -> Any:
-        """Take up a call, with arguments and options as they travel.
+        """Take up a call, with arguments and options as they travel, after `begin`.
 
         A call that must take Celery's general path is published at once, after those before it.
 
@@ -47,10 +55,6 @@ class Batch:
             The `Call`, or Celery's result of a call that is published: both have an `id` and a `backend`.
         """
         publisher = self._publisher
-        if not self._calls:
-            publisher.ensure_broker()
-            # Asked once for each write: the answer takes as long as a message does.
-            self._closed = closed_for_now(publisher.app)
         caller = Caller.here(publisher.app)  # coroutines of several parents may share a write
         call = None if self._closed else publisher.prepare(task, args, kwargs, options, caller)
         if call is None:
@@ -92,6 +96,10 @@ class Turn:
         if publisher not in turns:
             turns[publisher] = cls(publisher, loop)
         return turns[publisher]
+
+    def begin(self) -> bool:
+        """See `Batch.begin`."""
+        return self._batch.begin()
 
     def add(
         self, task: Any, args: Sequence[Any], kwargs: dict[str, Any], options: Options

@@ -7,9 +7,9 @@ task classes (Django's, yours) keep working.
 from __future__ import annotations
 
 import os
+import time
 from asyncio import CancelledError
-from collections.abc import Iterator
-from contextlib import contextmanager
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +17,12 @@ from celery._state import _task_stack
 from celery.app.autoretry import add_autoretry_behaviour
 from celery.app.task import Context
 from celery.exceptions import Ignore, Reject, Retry
+from celery.utils.time import maybe_make_aware
 
-from .. import context, overrides
-from ..errors import NonRecoverableError, RuntimeUserError
-from ..names import REPLICA_VARIABLE
+from .. import attempts, context, overrides, overrun
+from ..errors import DeadlineExceededError, NonRecoverableError, RuntimeUserError
+from ..fleet.messages import attempts_of
+from ..names import LOST_HEADER, REPLICA_VARIABLE
 from .backend import address
 from .results import EagerEnvironmentResult, EnvironmentResult
 from .sizes import check_size
@@ -71,16 +73,22 @@ class EnvironmentTask:
         """
         return self.publisher.publish(self, *self.outgoing(args, kwargs, options))
 
-    def outgoing(self, args: Any, kwargs: Any, options: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
-        """Arguments and options of a call as they travel.
+    def outgoing(
+        self, args: Any, kwargs: Any, options: dict[str, Any], *, sends: bool = False
+    ) -> tuple[Any, Any, dict[str, Any]]:
+        """Arguments and options of a call as they travel; for `sends` see `address`.
 
         Raises:
             TypeError: As `apply_async`.
+            ValueError: The task's `timeout` is none.
         """
         args, kwargs = self.template.dump_call(tuple(args or ()), kwargs or {})
-        if inherited := context.outgoing_headers():
-            options["headers"] = {**inherited, **(options.get("headers") or {})}
-        address(self, options)
+        headers = options.get("headers")
+        template = overrides.effective(self.template, headers)
+        more = {**context.outgoing_headers(), **(headers or {}), **attempts.stamped(template, headers, _due(options))}
+        if more:
+            options["headers"] = more
+        address(self, options, sends=sends)
         return args, kwargs, options
 
     def celerys_apply_async(self, args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
@@ -103,6 +111,13 @@ class EnvironmentTask:
             last.options["reply_to"] = self.request.reply_to
         return super().replace(sig)  # type: ignore[misc]
 
+    def signature_from_request(self, request: Any = None, *args: Any, **options: Any) -> Any:
+        """The call of the next attempt, as Celery's; it knows how many starts were lost before it."""
+        signature = super().signature_from_request(request, *args, **options)  # type: ignore[misc]
+        if lost := _lost_starts(self.request if request is None else request):
+            signature.options["headers"] = {**(signature.options.get("headers") or {}), LOST_HEADER: lost}
+        return signature
+
     def AsyncResult(self, task_id: str, **options: Any) -> EnvironmentResult:  # Celery's name
         """The result of a call by its id, with the task's return type."""
         app = self._get_app()
@@ -122,14 +137,16 @@ class EnvironmentTask:
         args, kwargs = template.load_call(args, kwargs)
         if template.bind:
             args = (self, *args)
-        with _running(self):
+        token = context.current_run.set(_run_of(self.request, self))
+        try:
             try:
-                value = template.func(*args, **kwargs)
-                if template.is_async:
-                    if self.request.is_eager:
-                        value = _with_request(self, self.request_stack.top, value)
-                    value = context.run_coroutine(value)
-            except (Retry, Ignore, Reject, NonRecoverableError):
+                with overrun.watched(self.request.id, passing=(Retry, Ignore, Reject)):
+                    value = template.func(*args, **kwargs)
+                    if template.is_async:
+                        if self.request.is_eager:
+                            value = _with_request(self, self.request_stack.top, value)
+                        value = context.run_coroutine(value)
+            except (Retry, Ignore, Reject):
                 raise
             except (SystemExit, KeyboardInterrupt) as exc:
                 # The process is shared: a task may fail, it may not end its neighbours.
@@ -149,6 +166,8 @@ class EnvironmentTask:
             result = template.dump_result(value)
             check_size("result", self.name, result, template.max_inline_io_bytes)
             return result
+        finally:
+            context.current_run.reset(token)
 
     def _run_directly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the function for one who calls the Celery task like a function.
@@ -168,12 +187,25 @@ class EnvironmentTask:
 
     def _retry_by_strategy(self, template: TaskTemplate[Any, Any], exc: Exception) -> None:
         """Retry a user's failure as the task's `RetryStrategy` says; raises Celery's `Retry` when it does."""
-        strategy = template.retries
-        done = self.request.retries
-        if strategy is None or done >= strategy.count:
-            return
-        delay = strategy.backoff.compute_delay(done).total_seconds() if strategy.backoff else 0.0
-        raise self.retry(exc=exc, countdown=delay, max_retries=strategy.count)
+        follows = attempts.next_attempt(template, exc, self.request.retries, self.request.headers)
+        if isinstance(follows, Exception):
+            raise follows from exc
+        if follows is not None and template.retries is not None:
+            raise self.retry(exc=exc, countdown=follows.total_seconds(), max_retries=template.retries.count)
+
+
+def _lost_starts(request: Any) -> int:
+    """How many starts of a task were lost with their replica or worker, over all its attempts."""
+    before = (request.headers or {}).get(LOST_HEADER)
+    return attempts_of(request.properties or {})[0] + (before if isinstance(before, int) else 0)
+
+
+def _due(options: dict[str, Any]) -> float:
+    """When a call may begin by Celery's options, in seconds since the epoch; 0 for now."""
+    if countdown := options.get("countdown"):
+        return time.time() + float(countdown)
+    eta = options.get("eta")
+    return float(maybe_make_aware(eta).timestamp()) if isinstance(eta, datetime) else 0.0
 
 
 def _last_task(sig: Any) -> Any:
@@ -204,26 +236,19 @@ def _is_errback(args: tuple[Any, ...]) -> bool:
     return len(args) >= 3 and isinstance(args[0], Context) and isinstance(args[1], BaseException)
 
 
-@contextmanager
-def _running(task: EnvironmentTask) -> Iterator[None]:
-    """Have `flyte.ctx()` tell of this task while its body runs."""
-    request = task.request
-    run = context.RunContext.of_task(
+def _run_of(request: Any, task: EnvironmentTask) -> context.RunContext:
+    """What `flyte.ctx()` tells while a task's body runs."""
+    return context.RunContext.of_task(
         task_id=request.id,
         root_id=request.root_id or request.id,
         environment=task.template.parent_env_name,
         task=task.name,
-        attempt_number=request.retries,
+        attempt_number=request.retries + _lost_starts(request),
         is_async=task.template.is_async,
         headers=request.headers or {},
         hostname=request.hostname,
         replica=os.environ.get(REPLICA_VARIABLE),
     )
-    token = context.current_run.set(run)
-    try:
-        yield
-    finally:
-        context.current_run.reset(token)
 
 
 def make_task(app: Celery, template: TaskTemplate[Any, Any], queue: Queue, publisher: Publisher) -> Task:
@@ -243,7 +268,8 @@ def make_task(app: Celery, template: TaskTemplate[Any, Any], queue: Queue, publi
     cls = type(template.func.__name__, (EnvironmentTask, app.Task), attributes)
     app.tasks.pop(template.name, None)
     task = cls()
-    add_autoretry_behaviour(task, **options)
+    final = (*options.pop("dont_autoretry_for", ()), NonRecoverableError, DeadlineExceededError)
+    add_autoretry_behaviour(task, **options, dont_autoretry_for=final)
     app.tasks[template.name] = task
     task._app = app
     task.bind(app)

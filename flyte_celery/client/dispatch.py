@@ -95,7 +95,7 @@ class CeleryDispatcher:
             TypeError: An argument does not fit the task's signature.
         """
         celery_task = self.celery_task(task)
-        call = celery_task.outgoing(args, kwargs, _with_overrides(task, options))
+        call = celery_task.outgoing(args, kwargs, _with_overrides(task, options), sends=batch.begin())
         return batch.add(celery_task, *call)
 
     def signature(

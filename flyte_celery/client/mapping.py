@@ -17,11 +17,11 @@ from kombu.exceptions import OperationalError
 from .. import context, errors, suspension
 from ..registry import check_conflicts
 from ..task import TaskTemplate
-from . import local
+from . import local, progress
 from .batch import Batch
 from .dispatch import CeleryDispatcher, value_of
 from .readers import LoopWait, ThreadWait
-from .results import outcome_of, reply_channel
+from .results import Ending, ending_of, reply_channel
 from .run import active_dispatcher
 
 #: Calls in flight when `concurrency` is 0, and results that may wait for an earlier one: memory is bounded by this,
@@ -54,6 +54,13 @@ class Mapped:
         #: Whether the next input may keep us waiting: not where they are all there already.
         self.may_block = not all(isinstance(iterable, Sized) for iterable in iterables)
         self.group = f"{task.name}_{group_name or 'map'}"
+        self._iterables = iterables
+
+    def total(self) -> int | None:
+        """How many inputs there are; None where that is not known before the last."""
+        if self.may_block:
+            return None
+        return min((len(iterable) for iterable in self._iterables if isinstance(iterable, Sized)), default=0)
 
     def calls(self) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
         """Arguments of each call."""
@@ -92,7 +99,7 @@ class Map:
         Args:
             func: A task, or a `functools.partial` of one that leaves exactly one parameter.
             *iterables: Zipped to the shortest. They may be endless.
-            group_name: Name for the calls in monitoring.
+            group_name: Name of these calls, which the progress bar shows.
             concurrency: Calls in flight at once; 0 means as many as the window of 1000.
             return_exceptions: Yield failures as objects in place of results, also the TypeError of an argument that
                 does not fit; False raises the first one and revokes the calls in flight.
@@ -166,12 +173,9 @@ async def _one_here(
         return exc
 
 
-Future = concurrent.futures.Future[dict[str, Any]]
-
-
-def _value(task: AnyTask, future: Future, return_exceptions: bool) -> Any:
+def _value(task: AnyTask, ending: Ending, return_exceptions: bool) -> Any:
     try:
-        return value_of(task, future.result())
+        return value_of(task, ending.result())
     except (errors.BaseRuntimeError, TypeError) as exc:
         if not return_exceptions:
             raise
@@ -182,7 +186,7 @@ class _Flight:
     """Calls that were submitted and not yet yielded, oldest first."""
 
     def __init__(
-        self, dispatcher: CeleryDispatcher, mapped: Mapped, concurrency: int, landed: Callable[[Future], None]
+        self, dispatcher: CeleryDispatcher, mapped: Mapped, concurrency: int, landed: Callable[[Any], None]
     ) -> None:
         self._dispatcher = dispatcher
         self._mapped = mapped
@@ -190,12 +194,12 @@ class _Flight:
         self._concurrency = concurrency
         self._landed = landed
         self._batch = Batch(dispatcher.publisher)
-        self._open = 0
+        self._taken = self._open = 0
         self._exhausted = False
         self._filling = False
         self._failed = False
         self._slow = False
-        self.waiting: deque[tuple[str, Future]] = deque()
+        self.waiting: deque[tuple[str, Ending]] = deque()
 
     def take(self) -> bool:
         """Take up the next calls for one write: until the window or the write is full, or the input is slow.
@@ -234,13 +238,14 @@ class _Flight:
         try:
             # A parent would keep a result object per call, and store all their ids with its own result.
             call = self._dispatcher.add_to(self._batch, self._mapped.task, args, kwargs, {"add_to_parent": False})
-            task_id, future = str(call.id), outcome_of(call)
+            task_id, ending = str(call.id), ending_of(call, self._landed)
         except (TypeError, errors.InlineIOMaxBytesBreached) as exc:  # what does not fit fails this call alone
-            future = concurrent.futures.Future()
-            future.set_exception(exc)
+            ending = concurrent.futures.Future()
+            ending.set_exception(exc)
+            self._landed(ending)
+        self._taken += 1
         self._open += 1
-        self.waiting.append((task_id, future))
-        future.add_done_callback(self._landed)
+        self.waiting.append((task_id, ending))
 
     def send(self) -> None:
         """Publish what was taken.
@@ -281,11 +286,19 @@ class _Flight:
         """One call has come back."""
         self._open -= 1
 
+    def done(self) -> int:
+        """Calls that have come back."""
+        return self._taken - self._open
+
+    def awaited(self) -> list[str]:
+        """Ids of the calls that have not come back."""
+        return [task_id for task_id, ending in list(self.waiting) if not ending.done()]
+
     def abandon(self) -> None:
         """Nobody wants the rest: revoke what is in flight."""
-        ids = [task_id for task_id, future in self.waiting if not future.done()]
-        for _, future in self.waiting:
-            future.cancel()
+        ids = [task_id for task_id, ending in self.waiting if not ending.done()]
+        for _, ending in self.waiting:
+            ending.cancel()
         if ids and not self._failed:
             self._dispatcher.app.control.revoke(ids, terminate=True)
 
@@ -305,15 +318,16 @@ def _submitted(
             flight.send()
 
     try:
-        fill()
-        while flight.waiting:
-            while not flight.waiting[0][1].done():
-                with suspension.waiting(lambda: news.land(None)):
-                    news.get()
-                flight.landed()
-                fill()
-            yield _value(mapped.task, flight.waiting.popleft()[1], return_exceptions)
+        with progress.shown(mapped.group, mapped.total, flight.done):
             fill()
+            while flight.waiting:
+                while not flight.waiting[0][1].done():
+                    with suspension.waiting(lambda: news.land(None), flight.awaited):
+                        news.get()
+                    flight.landed()
+                    fill()
+                yield _value(mapped.task, flight.waiting.popleft()[1], return_exceptions)
+                fill()
     finally:
         flight.abandon()
 
@@ -334,15 +348,16 @@ async def _submitted_async(
             await loop.run_in_executor(dispatcher.publisher.executor, flight.send)
 
     try:
-        await fill()
-        while flight.waiting:
-            while not flight.waiting[0][1].done():
-                async with suspension.awaiting():
-                    await news.get()
-                flight.landed()
-                await fill()
-            yield _value(mapped.task, flight.waiting.popleft()[1], return_exceptions)
+        with progress.shown(mapped.group, mapped.total, flight.done):
             await fill()
+            while flight.waiting:
+                while not flight.waiting[0][1].done():
+                    async with suspension.awaiting(lambda: news.land(None), flight.awaited):
+                        await news.get()
+                    flight.landed()
+                    await fill()
+                yield _value(mapped.task, flight.waiting.popleft()[1], return_exceptions)
+                await fill()
     finally:
         await loop.run_in_executor(None, flight.abandon)
 

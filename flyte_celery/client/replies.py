@@ -33,6 +33,9 @@ logger = get_logger("flyte_celery.replies")
 #: Seconds after a call from which a wait for its result also listens to Celery's own channel of that result.
 DOUBT = 1.0
 
+#: Seconds after which a new call reads what has come meanwhile, if nobody else has: not each of many.
+_READ_AGAIN = 0.005
+
 #: Most results read in one command.
 _MOST_AT_ONCE = 1000
 
@@ -87,6 +90,7 @@ class ReplyChannel:
         self._watched: dict[bytes, Reply] = {}
         self._unread: dict[bytes, Reply] = {}
         self._caretaker: threading.Thread | None = None
+        self._read_at = 0.0
         self.subscription: Subscription | None = None
         self.threads = ThreadReaders(self)
         self.loops = LoopReaders(self)
@@ -104,11 +108,12 @@ class ReplyChannel:
         Raises:
             redis.ResponseError: The server refuses the subscription.
         """
-        if here:
+        now = time.monotonic()
+        if here and (now - self._read_at >= _READ_AGAIN or not self.connected):
             self._open()
         with self._lock:
             reply = self.reply(key)
-            reply.called, reply.payload = time.monotonic() if here else None, None
+            reply.called, reply.payload = now if here else None, None
             self._called[key] = reply
             while len(self._called) > _MOST_CALLED:
                 del self._called[next(iter(self._called))]
@@ -205,6 +210,7 @@ class ReplyChannel:
 
     def read(self) -> None:
         """Take what has arrived and tell who waits for it; never blocks."""
+        self._read_at = time.monotonic()
         subscription = self.subscription
         if subscription is None or not subscription.alive:
             return

@@ -20,7 +20,8 @@ from ..settings import Settings
 from ..task import TaskTemplate, current_dispatcher
 from . import local
 from .dispatch import CeleryDispatcher, failure, value_of
-from .results import Meta, outcome, outcome_of
+from .results import Meta, outcome, outcome_of, wait_for
+from .waits import check_blocking
 
 logger = logging.getLogger("flyte_celery")
 
@@ -166,7 +167,13 @@ class Run:
             raise failure(meta)
 
     def _meta(self, timeout: float | None) -> Meta:
-        return self._future.result(timeout)
+        if self._future.done():
+            return self._future.result()
+        check_blocking(f"A wait for {self.id}")
+        try:
+            return wait_for(self.result, timeout)
+        except TimeoutError:
+            raise TimeoutError(f"The run has not ended within {timeout:g} s.") from None
 
     def __await__(self) -> Generator[Any, Any, Any]:
         """The task's value, without blocking the event loop."""

@@ -11,6 +11,7 @@ import select
 import socket
 import ssl
 import threading
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -39,13 +40,14 @@ class Subscription:
     """
 
     def __init__(self, pool: Any) -> None:
-        # Closed when nobody refers to it any more, so that no event loop watches a number that means another file.
         self._connection = pool.make_connection()
         if getattr(self._connection, "socket_connect_timeout", 0) is None:
             self._connection.socket_connect_timeout = PATIENCE
         self._connection.connect()
         # Private to redis-py, but there is no other way to wait for it; Celery's own consumer does the same.
         self._socket: Any = self._connection._sock
+        # Closed when nobody refers to this any more, so that no event loop watches a number that means another file.
+        weakref.finalize(self, self._socket.close)
         _keep_alive(self._socket)
         self._socket.setblocking(False)
         self._parser = hiredis.Reader()

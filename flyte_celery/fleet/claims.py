@@ -8,7 +8,8 @@ may condemn the worker and hand its claims back (`reaper`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +18,15 @@ from redis.exceptions import NoScriptError
 
 from .. import names
 from .handing_back import hand_back
-from .messages import lost_once_more
+from .messages import lost_once_more, priority_of, task_id_of
 from .scripts import script
+
+#: Most messages that have waited too long to claim at once.
+MOST_OVERDUE = 100
+
+#: How many messages of each list are looked at for it, the first ones, and how many bytes at most.
+LOOKED_AT = 1000
+LOOKED_AT_BYTES = 1024 * 1024
 
 
 class LeaseLostError(Exception):
@@ -113,6 +121,25 @@ class Claims:
         """
         assert self._asked is not None, "nothing was asked for"
         first, self._asked = self._asked, None
+        if reply == -1:
+            raise LeaseLostError(f"The lease of {self.worker} on {self.queue!r} is over.")
+        taken = [Claim(number, message) for number, message in enumerate(reply, first)]
+        self.held.update((claim.id, claim) for claim in taken)
+        return taken
+
+    def claim_overdue(self) -> list[Claim]:
+        """Claim messages that have waited in the queue for longer than they may.
+
+        Raises:
+            LeaseLostError: The worker may not claim any more.
+            redis.RedisError: Redis does not answer, or refuses; what it claimed all the same `reclaim` finds.
+        """
+        first = self._next
+        self._next += MOST_OVERDUE
+        keys = [names.workers_key(), self._claims, *self.lists]
+        reply = script("overdue").run(
+            self.client, keys, [self._member, first, MOST_OVERDUE, LOOKED_AT, LOOKED_AT_BYTES]
+        )
         if reply == -1:
             raise LeaseLostError(f"The lease of {self.worker} on {self.queue!r} is over.")
         taken = [Claim(number, message) for number, message in enumerate(reply, first)]
@@ -222,6 +249,44 @@ class Claims:
         for claim in back:  # only now: what Redis did not take is still this worker's
             self.held.pop(claim.id, None)
         return went
+
+    def park(self, later: Sequence[tuple[Claim, float]]) -> list[Claim]:
+        """Put claims aside until they are due.
+
+        Args:
+            later: Each claim with the time when it is due, in seconds since the epoch.
+
+        Returns:
+            Those whose time has come by the server's clock: they are claimed as before.
+
+        Raises:
+            LeaseLostError: The worker may not do so any more.
+            redis.RedisError: It is unknown what was put aside. None of it is this worker's any more: what still is
+                claimed goes back to the queue with the next `reclaim`.
+        """
+        claims = [claim for claim, _ in later]
+        args: list[Any] = [self._member, self.queue]
+        for claim, due in later:
+            number = names.priority_index(priority_of(claim.message), self.steps) + 1
+            # Without an id of its own it gets one that nobody asks for.
+            entry = task_id_of(claim.message) or f"{self._member} {claim.id}"
+            args += [claim.id, math.ceil(due * 1000), entry, number, claim.message]
+        keys = [
+            names.workers_key(),
+            self._claims,
+            self._started,
+            names.later_key(self.queue),
+            names.later_messages_key(self.queue),
+            names.later_queues_key(),
+        ]
+        for claim in claims:
+            self.held.pop(claim.id, None)
+        answers = script("park").run(self.client, keys, args)
+        if answers == -1:
+            raise LeaseLostError(f"The lease of {self.worker} on {self.queue!r} is over.")
+        due_now = [claim for claim, answer in zip(claims, answers, strict=True) if answer == 2]
+        self.held.update((claim.id, claim) for claim in due_now)
+        return due_now
 
     def fence(self, number: int) -> tuple[str, str]:
         """What a result of a claim is stored under: the worker and the claim."""

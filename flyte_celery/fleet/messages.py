@@ -44,12 +44,29 @@ def forgiven(message: bytes) -> bytes:
     return _changed(message, forget)
 
 
+def without_eta(message: bytes) -> bytes:
+    """The message as if it had been submitted without a time."""
+
+    def forget(payload: dict[str, Any]) -> None:
+        payload["headers"]["eta"] = None
+
+    return _changed(message, forget)
+
+
 def priority_of(message: bytes) -> int:
     """The message's priority, 0 when it does not tell."""
     try:
         return int(json.loads(message)["properties"].get("priority") or 0)
     except (ValueError, KeyError, TypeError, AttributeError):
         return 0
+
+
+def task_id_of(message: bytes) -> str:
+    """The id of the message's task, empty when it does not tell."""
+    try:
+        return str(json.loads(message)["headers"].get("id") or "")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ""
 
 
 def _changed(message: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:

@@ -92,7 +92,7 @@ class ResultBatch:
         self._waiting.append((store, done))
         if self._writer is None:
             self._writer = loop.create_task(self._write())
-        return await asyncio.shield(done)  # a task may be cancelled while its result is on the way; others may not
+        return await done
 
     async def _write(self) -> None:
         try:

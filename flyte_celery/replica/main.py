@@ -22,14 +22,17 @@ from typing import Any, NoReturn
 
 from celery import signals
 from celery.app.trace import build_tracer, setup_worker_optimizations
+from celery.exceptions import SoftTimeLimitExceeded
 from celery.utils.log import get_logger
 
-from .. import context, redaction
+from .. import context, overrun, redaction
 from ..environment import Hook, TaskEnvironment, environments
+from ..errors import TaskTimeoutError, raised
 from ..supervisor.confinement import enter
 from ..supervisor.wire import Line
 from ..suspension import set_suspender
 from . import bridge, wire
+from .circles import CircleWatch
 from .execute import LoopJob, MainThread, SyncJob, install_soft_timeout_signal, keep_secrets
 from .loading import load
 from .outbox import Outbox
@@ -120,6 +123,7 @@ class Replica:
         self.main_thread: MainThread | None = None
         self.jobs: dict[int, LoopJob | SyncJob] = {}
         self._suspended = Suspended(self._tell, plan.max_suspended)
+        self._suspended.on_wait = CircleWatch(self._suspended, app.backend).begin
         set_suspender(self._suspended)
         #: The task that the main thread has.
         self._on_main: int | None = None
@@ -180,6 +184,9 @@ class Replica:
                     job = self.jobs.get(number)
                     if job is not None and (soft is not None or not self._suspended.cancel(number)):
                         job.cancel(soft)
+                case (wire.EXCEEDED, number, code, message):
+                    if (job := self.jobs.get(number)) is not None:
+                        self._exceeded(number, job, code, message)
                 case (wire.GO, number):
                     self._suspended.granted(number)
                 case (wire.STOP,):
@@ -189,6 +196,13 @@ class Replica:
         if closed:
             # The worker is gone, and with it the right to go on with its tasks.
             os._exit(1)
+
+    def _exceeded(self, number: int, job: LoopJob | SyncJob, code: str, message: str) -> None:
+        error = raised("user", code, message)
+        assert isinstance(error, TaskTimeoutError)
+        in_body = overrun.note(job.task_id, error)
+        if in_body and not self._suspended.cancel(number, SoftTimeLimitExceeded):
+            job.interrupt()
 
     def _start(self, number: int, args: tuple[Any, ...]) -> None:
         self._suspended.begun(args[1], number)
@@ -211,7 +225,8 @@ class Replica:
 
     def _tell(self, message: tuple[Any, ...]) -> None:
         if message[0] == wire.DONE:
-            self.jobs.pop(message[1], None)
+            if (job := self.jobs.pop(message[1], None)) is not None:
+                overrun.forget(job.task_id)
             self._suspended.ended(message[1])
             if self._on_main == message[1]:
                 self._on_main = None
@@ -223,7 +238,12 @@ def _describe_failure(exc: BaseException) -> str:
 
 
 def _main() -> None:
-    """Entry of a fresh interpreter: the plan comes on standard input, the worker's socket is inherited."""
+    """Entry of a fresh interpreter: the plan comes on standard input, the worker's socket is inherited.
+
+    So are the locks on its devices, which stay with this process and its forks, and go to no other program.
+    """
+    for file in sys.argv[2:]:
+        os.set_inheritable(int(file), False)
     plan, number, begin = pickle.loads(sys.stdin.buffer.read())
     enter(*begin)
     sock = socket.socket(fileno=int(sys.argv[1]))

@@ -136,6 +136,7 @@ class Launcher:
 
     def _start(self, start: Start) -> None:
         fd = self.fds.popleft()
+        files = [self.fds.popleft() for _ in range(start.files)]
         forks = self.plan.preload and not start.fresh
         group = None if self.groups is None else self.groups.make(start.number, start.confinement)
         bound = group is None or self.groups is None or not self.groups.limits_cores
@@ -143,15 +144,16 @@ class Launcher:
         begin = (start.confinement, cpus, None if group is None else group.path)
         inherited = usage.held(os.getpid()) if forks else 0
         try:
-            pid = self._fork(start, fd, begin) if forks else self._spawn(start, fd, begin)
+            pid = self._fork(start, fd, begin) if forks else self._spawn(start, fd, files, begin)
         except OSError as exc:  # no memory or no process left: for the worker, a replica that failed to start
-            os.close(fd)
             self.cpus.give_back(start.number)
             if group is not None:
                 group.remove()
             self._tell(Ended(start.number, exc.errno or 1, 0))
             return
-        os.close(fd)
+        finally:
+            for each in (fd, *files):
+                os.close(each)
         self.children[pid] = start.number
         with contextlib.suppress(OSError):  # it does so itself as well, whoever comes first
             os.setpgid(pid, pid)
@@ -181,11 +183,11 @@ class Launcher:
             code = 1
         return replica_main.leave(code)
 
-    def _spawn(self, start: Start, fd: int, begin: Beginning) -> int:
+    def _spawn(self, start: Start, fd: int, files: list[int], begin: Beginning) -> int:
         environ = {**os.environ, **start.environ}
         process = subprocess.Popen(
-            [sys.executable, "-m", replica_main.__name__, str(fd)],
-            pass_fds=[fd],
+            [sys.executable, "-m", replica_main.__name__, *map(str, (fd, *files))],
+            pass_fds=[fd, *files],
             env={name: value for name, value in environ.items() if value is not None},
             stdin=subprocess.PIPE,
         )

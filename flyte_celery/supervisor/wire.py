@@ -6,6 +6,7 @@ comes from the broker is ever unpickled by this module (task bodies travel throu
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import socket
 import struct
@@ -17,6 +18,9 @@ _HEADER = struct.Struct("!I")
 
 #: Bytes read from a socket at once: large enough for hundreds of small messages per system call.
 READ_SIZE = 256 * 1024
+
+#: Frames written at once; no system takes fewer than this (`IOV_MAX`).
+MOST_FRAMES = 512
 
 
 def encode(message: Any) -> bytes:
@@ -74,25 +78,30 @@ class Line:
 
     def send_frame(self, frame: bytes) -> None:
         """Write an already encoded message (see `encode`)."""
-        if self.closed:
-            return
-        self._out.append(memoryview(frame))
+        self.keep(frame)
         self.flush()
+
+    def keep(self, frame: bytes) -> None:
+        """Put an encoded message into the buffer, for one write of several: the owner calls `flush`."""
+        if not self.closed:
+            self._out.append(memoryview(frame))
 
     def flush(self) -> None:
         """Write as much of the buffer as the socket takes now."""
         while self._out:
             try:
-                written = self.sock.send(self._out[0])
+                written = self.sock.sendmsg(itertools.islice(self._out, MOST_FRAMES))
             except (BlockingIOError, InterruptedError):
                 return
             except OSError:  # the peer is gone; reading will report end of file
                 self._out.clear()
                 return
-            if written == len(self._out[0]):
-                self._out.popleft()
-            else:
-                self._out[0] = self._out[0][written:]
+            while written:
+                first = self._out.popleft()
+                if written < len(first):
+                    self._out.appendleft(first[written:])
+                    break
+                written -= len(first)
 
     def receive(self) -> tuple[list[Any], bool]:
         """Read what is there.

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .. import redaction
 from ..autoscaler.decide import Limits, Observed, ReplicaView
 from ..autoscaler.driver import Autoscaler
 from ..clock import SystemClock
@@ -76,7 +75,6 @@ class Beside:
         self._groups: dict[str, Group] = {}
         self._scalers: dict[str, Autoscaler] = {}
         self._machine = Machine.here()
-        self._redacted: set[str] = set()
         #: Whether somebody waits for room in this round.
         self._full = False
 
@@ -91,7 +89,7 @@ class Beside:
             options: What its override asks of a replica, see `overrides.replica_options`.
 
         Raises:
-            SecretError: A secret that the override asks for cannot be had.
+            CannotProvide: A secret that the override asks for cannot be had.
         """
         if task is None or options is None or self._is_as_the_environment(task):
             return self._main
@@ -139,13 +137,10 @@ class Beside:
         )
 
     def _secrets(self, task: AnyTask) -> Secrets:
-        """The secrets of a call, redacted from now on in what this process logs."""
+        """The secrets of a call."""
         if secrets_of(task.secrets) == secrets_of(self._serving.environment.secrets):
             return self._serving.plan.secrets
-        secrets = self._serving.find_secrets(task.secrets)
-        self._redacted |= {*secrets.values, *self._serving.plan.secrets.values}
-        redaction.install(self._redacted)
-        return secrets
+        return self._serving.find_secrets(task.secrets)
 
     def _environ(self, task: AnyTask, secrets: Secrets) -> dict[str, str | None]:
         """What differs from the launcher's variables. Secrets travel apart from them."""
@@ -235,6 +230,10 @@ class _GroupPool:
     @property
     def live(self) -> int:
         return self._beside.live(self._group)
+
+    @property
+    def obstacle(self) -> None:
+        return None
 
 
 def _first(group: Group) -> float:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from celery.utils.functional import maybe_list
 from celery.utils.log import get_logger
+from celery.worker import control as celery_control
 from celery.worker.control import Panel, nok, ok
 
 from ..names import queue_name
@@ -26,6 +28,7 @@ def register() -> None:
     Panel.register(type="control", args=[("n", int)], signature="[N=1]", help="Shrink the environment's maximum.")(
         pool_shrink
     )
+    Panel.register(type="control", variadic="task_id", signature="[id1 [id2 [... [idN]]]]")(revoke)
     Panel.register(type="inspect", help="Status of the environment that this worker serves.")(env_status)
     Panel.register(type="inspect", help="The last autoscaling decisions.")(env_explain)
 
@@ -46,6 +49,16 @@ def pool_shrink(state: Any, n: int = 1, **_: Any) -> Any:
         return nok(f"cannot shrink by {n}: the environment has {autoscaler.target} replica(s)")
     highest, lowest = autoscaler.update(max=highest, min=min(autoscaler.limits.lowest, highest))
     return ok(f"pool will shrink: between {lowest} and {highest} replicas")
+
+
+def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **options: Any) -> Any:
+    """Celery's `revoke`; a task whose time has not come ends now, too."""
+    answer = celery_control.revoke(state, task_id, terminate, signal, **options)
+    keeper = state.consumer.controller.pool.serving.keeper
+    if keeper is not None:
+        # It comes back as any message does, and Celery, which knows it as revoked by now, says so to its caller.
+        keeper.bring_forward(map(str, maybe_list(task_id) or ()))
+    return answer
 
 
 def env_status(state: Any, **_: Any) -> dict[str, Any]:

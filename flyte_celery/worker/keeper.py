@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import redis
@@ -12,6 +12,7 @@ from celery.utils.log import get_logger
 
 from ..fleet.claims import Claim, Claims, LeaseLostError
 from ..fleet.dead import DeadLetters, dead_letter
+from ..fleet.later import Later, move_all_due
 from ..fleet.reaper import reap
 
 logger = get_logger("flyte_celery.worker")
@@ -36,6 +37,8 @@ class Keeper:
         self.hub: Any = None
         #: Called on the event loop when the lease may be over; the pool sets it.
         self.on_lease_lost: Callable[[], Any] = lambda: None
+        #: Hands claims to Celery; the transport sets it, None without a connection.
+        self.deliver: Callable[[list[Claim]], None] | None = None
         #: How many claims are tasks waiting for their children, in whose place others may be claimed; the pool sets it.
         self.count_suspended: Callable[[], int] = lambda: 0
         self._flush_asked = False
@@ -45,6 +48,9 @@ class Keeper:
         self._owed: list[int] = []
         #: Dead letters of claims that are being given up.
         self._letters: dict[int, str] = {}
+
+        #: What of the queue is to run later.
+        self.later = Later(client, queue, steps)
 
     def _new_name(self) -> str:
         # Node names are given again after a restart; claims of an earlier life must not look like this one's.
@@ -109,6 +115,28 @@ class Keeper:
         except redis.RedisError:
             return None
 
+    @property
+    def away(self) -> bool:
+        """Whether Redis did not answer lately."""
+        return self._away
+
+    def future_work(self) -> tuple[int, float | None] | None:
+        """How many messages of the queue wait for their time, and when the next is due, in seconds since the epoch.
+
+        None while Redis does not answer.
+        """
+        try:
+            return self.later.count(), self.later.next_due()
+        except redis.RedisError:
+            return None
+
+    def bring_forward(self, task_ids: Iterable[str]) -> None:
+        """Let tasks of the queue's future work be taken now: they were revoked, and their callers are to know."""
+        try:
+            self.later.bring_forward(task_ids)
+        except redis.RedisError as exc:
+            logger.warning("Revoked tasks of the future cannot be looked for, they end when they are due: %s", exc)
+
     def answers(self) -> bool:
         """Whether Redis answers."""
         try:
@@ -117,12 +145,39 @@ class Keeper:
             return False
 
     def reap(self) -> None:
-        """Hand back the claims of workers that are dead, of any environment."""
+        """Hand back the claims of workers that are dead, and what is due of future work, of any environment."""
         try:
             for report in reap(self._client):
                 logger.warning("%s", report)
+            move_all_due(self._client)
         except redis.RedisError as exc:
-            logger.warning("Dead workers cannot be looked for: %s", exc)
+            logger.warning("Dead workers and due work cannot be looked for: %s", exc)
+
+    def park(self, early: Sequence[tuple[Claim, float]]) -> list[int]:
+        """Put claims aside until they are due, each with the time when it is.
+
+        Returns:
+            Ids of those whose time has come; the others are this worker's no more.
+        """
+        try:
+            return [claim.id for claim in self.claims.park(early)]
+        except LeaseLostError:
+            self.lease_lost()
+        except redis.RedisError as exc:
+            logger.warning("%d claim(s) for later cannot be put aside, they go back to the queue: %s", len(early), exc)
+        return []
+
+    def look_for_overdue(self) -> None:
+        """Take what has waited in the queue for longer than it may, though there may be no replica for it."""
+        if self.deliver is None:
+            return
+        try:
+            if taken := self.claims.claim_overdue():
+                self.deliver(taken)
+        except LeaseLostError:
+            self.lease_lost()
+        except redis.RedisError as exc:
+            logger.warning("What has waited too long cannot be looked for: %s", exc)
 
     def sent(self, number: int) -> None:
         """A replica gets a claim: should this worker die now, that start counts as lost."""
@@ -134,8 +189,8 @@ class Keeper:
         if (claim := self.claims.held.get(number)) is not None:
             claim.started = True
 
-    def not_begun(self, number: int) -> None:
-        """A claim is to run again, and what became of its last start counts for nothing."""
+    def forgive(self, number: int) -> None:
+        """The start of a claim was lost by this worker's own doing, and does not count."""
         if (claim := self.claims.held.get(number)) is not None:
             claim.started = False
 

@@ -7,6 +7,7 @@ free slot, so that surplus replicas fall idle and can go.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -21,26 +22,34 @@ from ..autoscaler.decide import Observed, ReplicaState, ReplicaView
 from ..errors import RuntimeSystemError
 from ..fleet.storing import UNFENCED
 from ..overrides import effective, replica_options
-from ..secret_sources import SecretError
 from ..supervisor.lifecycle import Drain, Load, Revive, State, StopReason, Tick
 from . import breaches
 from .beside import ONE_CORE, Beside
 from .bounds import share
+from .devices import ReplicaDevices, failure_text
 from .groups import Group, starts_of
 from .job import Job, frame, guarded
 from .limits import TimeLimits
 from .losses import after_loss, after_uncounted_loss, given_up, last_chance, most_attempts, returned_too_often
 from .outcome import report
+from .provisions import CannotProvide
 from .redelivery import MOST_RETURNS, Attempts, Redelivery, returns
 from .replicas import Replica, Replicas
 from .serving import Serving
 from .stopping import Stopping
+from .timeouts import Timeouts
 from .wakeup import SignalWakeup
 
 logger = get_logger("flyte_celery.worker")
 
 #: Seconds between two looks for workers whose lease is over; their tasks are back within the lease and two seconds.
 REAP_INTERVAL = 1.0
+
+#: Objects that may be made, and not freed, before the garbage collector looks for circles among them. Python's own
+#: 700 are a few tasks' requests, which are in no circle and cost a quarter of the worker's time.
+_GARBAGE_THRESHOLD = 20_000
+#: Seconds between two looks for tasks that have waited in the queue for longer than they may.
+OVERDUE_INTERVAL = 1.0
 
 _VIEWED = {
     State.STARTING: ReplicaState.STARTING,
@@ -49,6 +58,12 @@ _VIEWED = {
     State.STOPPING: ReplicaState.DRAINING,
     State.GONE: ReplicaState.FAILED,
 }
+
+
+def _calm_garbage_collector() -> None:
+    """The modules of the application and of Celery stay; what comes and goes is looked at less often."""
+    gc.freeze()
+    gc.set_threshold(_GARBAGE_THRESHOLD, *gc.get_threshold()[1:])
 
 
 class ReplicaPool(BasePool):
@@ -68,7 +83,8 @@ class ReplicaPool(BasePool):
         self.group = self._own_group()
         self.replicas = Replicas(self.serving, self)
         self.beside = Beside(self.serving, self.group, self.replicas, self)
-        self._limits = TimeLimits(self.replicas)
+        self._limits = TimeLimits(self.replicas, self.serving.settings.cancel_patience)
+        self._timeouts = Timeouts(self.replicas, self._limits, self._withdraw)
         #: Called when demand may have changed; the autoscaler sets it.
         self.on_change: Callable[[], None] = lambda: None
         self._tasks = self.serving.environment.tasks
@@ -95,6 +111,7 @@ class ReplicaPool(BasePool):
     def on_start(self) -> None:
         """Start the launcher: it imports the application while the worker connects to its broker."""
         self.replicas.launch()
+        _calm_garbage_collector()
 
     def register_with_event_loop(self, loop: Any) -> None:
         """Watch every socket; Celery calls this again whenever it has replaced its connection and its poller."""
@@ -120,6 +137,7 @@ class ReplicaPool(BasePool):
             timers += [
                 hub.call_repeatedly(renewal, self._renew),
                 hub.call_repeatedly(min(REAP_INTERVAL, renewal), keeper.reap),
+                hub.call_repeatedly(OVERDUE_INTERVAL, keeper.look_for_overdue),
             ]
         return timers
 
@@ -151,7 +169,7 @@ class ReplicaPool(BasePool):
         group, refusal = self.group, None
         try:
             group = self.beside.group_for(task, replica_options(args[2]))
-        except SecretError as exc:
+        except CannotProvide as exc:
             refusal = RuntimeSystemError("SecretMissing", str(exc))
         job = Job(
             group=group,
@@ -208,7 +226,7 @@ class ReplicaPool(BasePool):
             if (failure := given_up(job, most, keeper)) is not None:
                 job.fail(failure)
                 return False
-        return True
+        return self._timeouts.came(job, request)
 
     def _fence(self, claim: int | None, task_name: str) -> tuple[str, str]:
         keeper = self.serving.keeper
@@ -221,6 +239,7 @@ class ReplicaPool(BasePool):
     def _expect_everything_again(self) -> None:
         """There is a new connection, if not the first: what waits comes again with it, and so does what runs."""
         for job in self._clear_waiting():
+            job.stop_timers()
             del self.jobs[job.number]
         self._redelivery.expect(self.jobs.values())
 
@@ -297,6 +316,7 @@ class ReplicaPool(BasePool):
         while (next_up := group.waiting.next(self.replicas, group)) is not None:
             job, replica = next_up
             if job.withdrawn():
+                job.stop_timers()
                 del self.jobs[job.number]
                 continue
             job.replica = replica.number
@@ -304,8 +324,8 @@ class ReplicaPool(BasePool):
             self.replicas.step(replica, Load(len(replica.jobs)))
             if job.claim is not None and self.serving.keeper is not None:
                 self.serving.keeper.sent(job.claim)
-            replica.line.send_frame(job.frame)
-            self.replicas.flush(replica)
+            replica.line.keep(job.frame)
+            self.replicas.flush_soon(replica)
 
     def _consider_beside(self) -> None:
         """Once per turn of the event loop, if there is anything beside the environment's own replicas."""
@@ -328,12 +348,15 @@ class ReplicaPool(BasePool):
             self.serving.keeper.begun(job.claim)
         job.on_accepted(replica.pid, at)
         self._limits.begin(job)
+        self._timeouts.begun(job)
 
     def done(self, replica: Replica, number: int, outcome: tuple[Any, ...]) -> None:
         """A replica has ended a task and stored its result."""
         job = self.jobs.pop(number, None)
         self.replicas.release(replica, number)
         if job is not None:
+            if replica.lease is not None and not job.waited and (error := failure_text(outcome)):
+                self.replicas.blame_device(replica, error)
             job.stop_timers()
             if job.accepted_at is not None:
                 self._learn(time.monotonic() - job.accepted_at)
@@ -362,7 +385,7 @@ class ReplicaPool(BasePool):
             job.group.waiting.put_back([job])
         for job in begun:
             if job in again:
-                self._run_again(job, alone=job in suspects)
+                self._start_over(job, alone=job in suspects)
                 continue
             del self.jobs[job.number]
             job.stop_timers()
@@ -371,18 +394,20 @@ class ReplicaPool(BasePool):
                 continue
             if replica.breach is not None:
                 job.fail(breaches.failure(job, replica.breach, self.serving.plan.hostname))
+            elif replica.child.reason is StopReason.TERMINATED:
+                self._run_again(job, cause)
             else:
                 self._lost_while_running(job, cause)
         if self.stopping.begun:
             for job in [*unstarted, *again]:
                 self.hand_back(job)
 
-    def _run_again(self, job: Job, *, alone: bool) -> None:
+    def _start_over(self, job: Job, *, alone: bool) -> None:
         """A task whose replica has used more than it may, not by the task's fault, or nobody knows."""
         job.stop_timers()
         job.replica = job.accepted_at = None
         if job.claim is not None and self.serving.keeper is not None:
-            self.serving.keeper.not_begun(job.claim)
+            self.serving.keeper.forgive(job.claim)
         if alone:
             job.group = self.beside.alone(job.group)
         job.group.waiting.put_back([job])
@@ -397,6 +422,18 @@ class ReplicaPool(BasePool):
         if attempts >= most:
             self._attempts.ended(job)
         job.fail(after_uncounted_loss(job, cause, attempts, most, self.serving.plan.hostname))
+
+    def _run_again(self, job: Job, cause: str) -> None:
+        """Give the task back to the queue; that its neighbour's replica had to end is no attempt of its own."""
+        if job.claim is not None and self.serving.keeper is not None:
+            self.serving.keeper.forgive(job.claim)
+        job.fail(Reject(cause, requeue=True))
+
+    def _withdraw(self, job: Job) -> None:
+        """A task waits no longer."""
+        self.jobs.pop(job.number, None)
+        if job in job.group.waiting:
+            job.group.waiting.remove(job)
 
     def _unrecorded(self, claim: int | None) -> None:
         """A task's failure could not be stored: it runs again, for its caller would wait for ever."""
@@ -455,6 +492,7 @@ class ReplicaPool(BasePool):
             self.replicas.step(replica, Tick())
             self.retire_if_due(replica)
         self._consider_beside()
+        self.replicas.watch_devices()
         self.on_change()
 
     def _renew(self) -> None:
@@ -491,7 +529,8 @@ class ReplicaPool(BasePool):
                 self.replicas.step(replica, Revive())
                 had += 1
         while had < n and group.starts.allowed(time.monotonic(), self.replicas.count(State.STARTING, group=group)):
-            self.replicas.start(group)
+            if not self.replicas.start(group):
+                break
             had += 1
         return had
 
@@ -499,6 +538,16 @@ class ReplicaPool(BasePool):
     def live(self) -> int:
         """Replicas of the environment that take tasks, or will."""
         return self.replicas.live(self.group)
+
+    @property
+    def devices(self) -> ReplicaDevices | None:
+        """What gives replicas their devices, None when they need none."""
+        return self.replicas.devices
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why this host has no place for another replica now, None when nothing is in the way."""
+        return None if self.devices is None else self.devices.obstacle
 
     def observed(self) -> Observed:
         """The demand for the environment's replicas that this worker has claimed, and the replicas."""

@@ -10,7 +10,8 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -19,10 +20,12 @@ from typing import Any
 from celery.utils.nodenames import gethostname
 from celery.utils.quorum_queues import detect_quorum_queues
 
-from .. import redaction
 from ..autoscaler.decide import Limits
 from ..environment import TaskEnvironment, environments
 from ..fleet.connection import connect_to_broker, is_too_old
+from ..gpu.host import Host, device_of, missing, this_host
+from ..gpu.inventory import most_replicas
+from ..gpu.leases import Leases, default_directory
 from ..names import PRIORITY_STEPS, queue_name
 from ..options import check_grace
 from ..queues import TYPE_ARGUMENT, environment_queue
@@ -30,7 +33,6 @@ from ..registry import check_conflicts
 from ..replica.application import find
 from ..replica.plan import Logging, ReplicaPlan
 from ..reuse import ReusePolicy
-from ..secret_sources import SecretError
 from ..settings import Settings, redacted
 from ..supervisor.confinement import Confinement
 from ..supervisor.lifecycle import Patience
@@ -41,7 +43,7 @@ from .bounds import Machine, confinement, share, thread_variables, unenforced
 from .keeper import Keeper
 from .pool import ReplicaPool
 from .promises import is_amqp, weaker_promises
-from .provisions import Provisions, find_secrets, provide
+from .provisions import CannotProvide, Provisions, provide, secrets_for
 from .recycling import Recycling
 from .serving import Serving
 
@@ -72,12 +74,16 @@ def prepare(worker: Any) -> None:
         environment = _environment_of(worker)
         if environment is None:
             return
-        provisions = provide(worker.app, environment)
-        redaction.install(provisions.secrets.values)
+        host = host_of(worker.options, Settings.from_environ(os.environ))
+        _check_host(environment, host)
+        provisions = provide(worker.app, environment, strict_image=bool(worker.options.get("strict_image")))
         check_broker(worker.app)
-        _become(worker, environment, provisions)
-    except (CannotServe, LookupError, SecretError) as exc:
+        _become(worker, environment, host, provisions)
+    except (CannotServe, LookupError, CannotProvide) as exc:
         print(f"Error: {exc}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+    except Exception:  # else Celery would log it, and serve the environment's queue as any other
+        traceback.print_exc()
         raise SystemExit(1) from None
 
 
@@ -134,16 +140,16 @@ def check_broker(app: Any) -> None:
         connection.release()
 
 
-def _become(worker: Any, environment: TaskEnvironment, provisions: Provisions) -> None:
+def _become(worker: Any, environment: TaskEnvironment, host: Host, provisions: Provisions) -> None:
     app = worker.app
     name = environment.name
-    nick, _, host = worker.hostname.partition("@")
+    nick, _, machine = worker.hostname.partition("@")
     if nick == "celery":  # nobody gave it a name
-        worker.hostname = f"{name}@{host or gethostname()}"
+        worker.hostname = f"{name}@{machine or gethostname()}"
     broker_url = app.conf.broker_read_url or app.conf.broker_url
     # What `-Q` has made of the name is not what clients declare, where the app says how its queues are.
     app.amqp.queues.select_add(environment_queue(app, name))
-    serving = _serving(worker, environment, provisions, broker_url, _claiming(worker, environment, broker_url))
+    serving = _serving(worker, environment, host, provisions, broker_url, _claiming(worker, environment, broker_url))
     worker.pool_cls = type("ReplicaPool", (ReplicaPool,), {"serving": serving, "__module__": ReplicaPool.__module__})
     # Celery's consumer takes its prefetch count from these two: as many messages as can run at once.
     worker.concurrency = max(1, serving.capacity)
@@ -209,8 +215,45 @@ def _claiming(worker: Any, environment: TaskEnvironment, url: str) -> Keeper | N
     return keeper
 
 
+def host_of(options: Mapping[str, Any], settings: Settings) -> Host:
+    """This host, as the options `devices` and `labels`, or the settings of that name, describe it.
+
+    Raises:
+        CannotServe: They cannot be read.
+    """
+    devices, labels = (options.get(name) or getattr(settings, name) for name in ("devices", "labels"))
+    try:
+        return this_host(os.environ, devices, labels)
+    except ValueError as exc:
+        raise CannotServe(str(exc)) from None
+
+
+def _check_host(environment: TaskEnvironment, host: Host) -> None:
+    """Make sure that this host can serve an environment.
+
+    Raises:
+        CannotServe: Says what it lacks.
+    """
+    if lacks := missing(environment, host):
+        raise CannotServe(
+            f"This host ({host.name}) cannot serve the environment {environment.name!r}: it needs "
+            f"{', and '.join(map(str, lacks))}. Start its worker on a host that has that, or say what this one "
+            "has with --devices and --labels."
+        )
+
+
+def _bounded(limits: Limits, most: int) -> Limits:
+    """Bounds that a host has devices for."""
+    return replace(limits, lowest=min(limits.lowest, most), highest=min(limits.highest, most))
+
+
 def _serving(
-    worker: Any, environment: TaskEnvironment, provisions: Provisions, broker_url: str, keeper: Keeper | None
+    worker: Any,
+    environment: TaskEnvironment,
+    host: Host,
+    provisions: Provisions,
+    broker_url: str,
+    keeper: Keeper | None,
 ) -> Serving:
     options = worker.options
     settings = Settings.from_environ(os.environ)
@@ -242,6 +285,10 @@ def _serving(
         max_tasks = worker.max_tasks_per_child or None
     environ = as_environ(environment.env_vars)
     environ |= thread_variables(resources, {**os.environ, **environ})
+    devices = None
+    if (wanted := device_of(environment)) is not None:
+        devices = Leases(settings.device_locks or default_directory(), wanted, host.accelerators)
+        limits = _bounded(limits, most_replicas(wanted, host.accelerators))
     return Serving(
         environment=environment,
         limits=limits,
@@ -261,12 +308,14 @@ def _serving(
                 str(worker.redirect_stdouts_level),
                 None if worker.no_color is None else not worker.no_color,
             ),
-            preload=environment.resources is None or environment.resources.get_device() is None,
+            preload=device_of(environment) is None,
             startup_timeout=settings.startup_timeout,
             max_suspended=settings.max_suspended,
             secrets=provisions.secrets,
         ),
         broker_url=broker_url,
+        host=host,
+        devices=devices,
         keeper=keeper,
         weaker=None if keeper is not None else _weaker(worker.app, environment, broker_url),
         redelivers=is_amqp(broker_url),
@@ -277,7 +326,7 @@ def _serving(
         recycling=_recycling(worker, settings, confined),
         limits_of=limits_of,
         warnings=(*provisions.warnings, *unenforced(resources)),
-        find_secrets=partial(find_secrets, worker.app),
+        find_secrets=partial(secrets_for, worker.app, environment.name),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import time
 from collections import deque
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 
 from celery.utils.log import get_logger
 
+from ..gpu.leases import Lease
 from ..names import REPLICA_VARIABLE
 from ..replica import wire
 from ..supervisor.lifecycle import (
@@ -49,6 +49,7 @@ from ..supervisor.processes import (
 from ..supervisor.watchdog import Breach, Usage
 from ..supervisor.wire import Line
 from .breaches import stop_reason
+from .devices import ReplicaDevices
 from .groups import Group
 from .job import Job
 from .recycling import Life
@@ -97,6 +98,8 @@ class Replica:
     #: When it is to be replaced.
     life: Life
     pid: int = 0
+    #: Its devices, None when it needs none.
+    lease: Lease | None = None
     #: Tasks that it owns, sent or running.
     jobs: dict[int, Job] = field(default_factory=dict)
     #: Tasks that it has finished.
@@ -142,9 +145,15 @@ class Replicas:
     def __init__(self, serving: Serving, owner: Owner) -> None:
         self._serving = serving
         self._owner = owner
-        self._numbers = itertools.count(1)
+        #: What gives replicas their devices, None when they need none.
+        self.devices: ReplicaDevices | None = None
+        if serving.devices is not None:
+            self.devices = ReplicaDevices(serving.devices, serving.plan.hostname)
+        self._last_number = 0
         self._replicas: dict[int, Replica] = {}
         self._launcher: Launcher | None = None
+        #: Replicas for which something was noted in this turn of the event loop.
+        self._unwritten: list[Replica] = []
         #: The worker's event loop, None before it runs.
         self.hub: Any = None
         #: Seconds from asking for a replica to its readiness, the last ones; for status and figures.
@@ -197,7 +206,7 @@ class Replicas:
         if self._parked(replica) and self.live(replica.group) >= replica.group.limits.highest:
             return False
         job = replica.jobs.get(replica.resuming[0])
-        if job is None or job.terminated:
+        if job is None or job.terminated or job.exceeded is not None:
             return True
         if job.alone or replica.alone:
             return not replica.running
@@ -237,29 +246,70 @@ class Replicas:
         if self.hub is not None:
             self.hub.add_reader(self._launcher.line.fileno(), self._on_launcher)
 
-    def start(self, group: Group) -> None:
-        """Ask for one more replica."""
+    def start(self, group: Group) -> bool:
+        """Ask for one more replica. Returns False when the host has no free device for it."""
         if self._launcher is None:
             self.launch()
         assert self._launcher is not None
-        number = next(self._numbers)
-        environ = {**group.environ, REPLICA_VARIABLE: str(number)}
-        line = self._launcher.start(Start(number, environ, group.confinement, group.fresh, group.plan))
+        number = self._last_number + 1
+        variables: dict[str, str | None] = {**group.environ, REPLICA_VARIABLE: str(number)}
+        lease = None
+        if self.devices is not None:
+            if (lease := self.devices.take(number)) is None:
+                return False
+            variables |= lease.variables
+        self._last_number = number
+        start = Start(number, variables, group.confinement, group.fresh, group.plan)
+        line = self._launcher.start(start, lease.files if lease is not None else ())
         now = time.monotonic()
         life = Life.begun(self._serving.recycling, group.max_tasks, now)
-        replica = Replica(Child(number, now, self._serving.patience), line, group, life)
+        replica = Replica(Child(number, now, self._serving.patience), line, group, life, lease=lease)
         self._replicas[number] = replica
+        if lease is not None:
+            lease.close()  # from now on the replica has it, and nobody else
+            logger.info("%s: replica %d has %s", self._serving.name, number, ", ".join(lease.labels))
         if self.hub is not None:
             self.hub.add_reader(line.fileno(), self._on_readable, replica)
+        return True
+
+    def blame_device(self, replica: Replica, error: str) -> None:
+        """A replica has failed: when its device is the reason, let it finish and give the device to no other."""
+        if self.devices is not None and replica.lease is not None:
+            self.devices.blame(replica.lease, error)
+
+    def watch_devices(self) -> None:
+        """Take what is broken out of use, and let the replicas that have it go."""
+        if self.devices is None:
+            return
+        self.devices.watch()
+        for replica in self.in_state(State.READY):
+            if replica.lease is not None and self.devices.has_broken(replica.lease):
+                self.step(replica, Drain(StopReason.DEVICE_BROKEN))
 
     def watch(self, hub: Any) -> None:
         """Register every socket with the (new) event loop."""
         self.hub = hub
+        self._write_all()  # what the loop was asked to do may be forgotten
         if self._launcher is not None:
             hub.add_reader(self._launcher.line.fileno(), self._on_launcher)
         for replica in self:
             if not replica.line.closed:
                 hub.add_reader(replica.line.fileno(), self._on_readable, replica)
+
+    def flush_soon(self, replica: Replica) -> None:
+        """Write what the socket is to take with everything else of this turn of the event loop."""
+        if self.hub is None:
+            replica.line.flush()
+        elif replica not in self._unwritten:
+            if not self._unwritten:
+                self.hub.call_soon(self._write_all)
+            self._unwritten.append(replica)
+
+    def _write_all(self) -> None:
+        unwritten, self._unwritten = self._unwritten, []
+        for replica in unwritten:
+            replica.line.flush()
+            self.flush(replica)
 
     def flush(self, replica: Replica) -> None:
         """See that what the socket did not take at once is written when it can be."""
@@ -367,6 +417,7 @@ class Replicas:
                 case (wire.SUSPENDED, number):
                     self._forget_wait(replica, number)
                     if number in replica.jobs:
+                        replica.jobs[number].waited = True
                         replica.suspended.add(number)
                         self._owner.slots_changed()
                 case (wire.RESUME, number):
@@ -376,6 +427,7 @@ class Replicas:
                 case (wire.READY, seconds):
                     self._ready(replica, seconds)
                 case (wire.START_FAILED, error):
+                    self.blame_device(replica, error)
                     self.step(replica, StartupFailed(error))
         if closed:
             # How it ended comes from the launcher, which reaps it; until then it takes nothing.

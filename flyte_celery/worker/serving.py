@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from ..autoscaler.decide import Limits
 from ..environment import TaskEnvironment
+from ..gpu.host import Host
+from ..gpu.leases import Leases
 from ..replica.plan import ReplicaPlan
 from ..reuse import ReusePolicy
 from ..secret import SecretRequest
@@ -33,6 +35,10 @@ class Serving:
     plan: ReplicaPlan
     #: The broker as the app was configured with it; the worker's own URL may name another transport.
     broker_url: str
+    #: What this host offers.
+    host: Host
+    #: The host's devices of the kind that each replica needs, None when it needs none.
+    devices: Leases | None = None
     #: The keeper of its claims; None where the broker is no Redis that claims can live on.
     keeper: Keeper | None = None
     #: What is weaker here than with claims, None with them.
@@ -52,7 +58,7 @@ class Serving:
     limits_of: Callable[[ReusePolicy], Limits] = lambda policy: Limits(
         policy.min_replicas, policy.max_replicas, policy.concurrency, scaledown_ttl=30.0, idle_ttl=30.0
     )
-    #: Finds secrets that a call asks for in place of the environment's; raises `SecretError`.
+    #: Finds secrets that a call asks for in place of the environment's; raises `provisions.CannotProvide`.
     find_secrets: Callable[[SecretRequest | None], Secrets] = lambda _: Secrets()
     #: What the worker's log says at its start, beside what is served.
     warnings: tuple[str, ...] = ()

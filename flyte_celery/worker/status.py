@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..autoscaler.decide import Reason
 from ..autoscaler.driver import Autoscaler
 from ..supervisor.lifecycle import State
 from .pool import ReplicaPool
@@ -30,6 +31,8 @@ class ReplicaStatus:
     memory: int
     #: What it was made for, where that is not the environment: an override.
     beside: str | None
+    #: Its devices, in words.
+    devices: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +55,19 @@ class WorkerStatus:
     ready: int | None
     #: Tasks that were given up; None where nobody counts them.
     dead: int | None
+    #: Tasks whose time has not come, in Redis; None where the broker keeps none, or did not say.
+    later: int | None
+    #: When the next of those is due, in seconds since the epoch.
+    next_due: float | None
     target: int
     reason: str | None
     decision: str | None
     #: Why the environment cannot start replicas, None when it can.
     failure: str | None
+    #: Why the host has no place for another replica that is wanted, None when nothing is in the way.
+    obstacle: str | None
+    #: Devices of this host that no replica is given, with the reason.
+    broken: dict[str, str]
     #: Seconds from asking for a replica to its readiness, the last ones.
     start_seconds: tuple[float, ...]
 
@@ -81,10 +92,13 @@ def status_of(pool: ReplicaPool, autoscaler: Autoscaler, hostname: str, ready: i
             else None,
             memory=replica.usage.memory,
             beside=None if replica.group is pool.group else replica.group.name,
+            devices=() if replica.lease is None else tuple(replica.lease.labels),
         )
         for replica in pool.replicas
     )
     last = autoscaler.last
+    keeper = pool.serving.keeper
+    later, next_due = (None if keeper is None else keeper.future_work()) or (None, None)
     return WorkerStatus(
         environment=pool.serving.name,
         hostname=hostname,
@@ -96,10 +110,14 @@ def status_of(pool: ReplicaPool, autoscaler: Autoscaler, hostname: str, ready: i
         running=len(pool.jobs) - pool.waiting - pool.suspended,
         suspended=pool.suspended,
         ready=ready,
-        dead=None if pool.serving.keeper is None else pool.serving.keeper.dead_letters(),
+        dead=None if keeper is None else keeper.dead_letters(),
+        later=later,
+        next_due=next_due,
         target=autoscaler.target,
         reason=str(last.reason) if last else None,
         decision=last.text if last else None,
         failure=pool.group.starts.error if pool.group.starts.failed else None,
+        obstacle=pool.obstacle if last is not None and last.reason is Reason.BLOCKED else None,
+        broken={} if pool.devices is None else pool.devices.broken(),
         start_seconds=tuple(round(seconds, 4) for seconds in pool.replicas.start_seconds),
     )

@@ -6,13 +6,15 @@ publishers need nothing special.
 
 Taking: one script moves as many messages as fit into the worker's claims. When the queue was empty, a `BLMOVE` goes
 before it, which waits for the next message on the server, a second at most, so that messages of other priorities are
-seen too.
+seen too. Once a second, and whenever the queue's next future work is due, another script goes between the two, which
+moves what is due into the queue; the wait ends in time for it. What is claimed before its time is parked there.
 """
 
 from __future__ import annotations
 
+import json
 from queue import Empty
-from time import monotonic
+from time import monotonic, time
 from typing import Any, ClassVar, NoReturn, cast
 
 from celery.utils.log import get_logger
@@ -22,10 +24,12 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 from redis.exceptions import NoScriptError, ResponseError
 
+from ..fleet import later
 from ..fleet.claims import Claim, Claims, LeaseLostError
 from ..fleet.messages import attempts_of
 from ..fleet.patience import passes
 from ..fleet.scripts import script
+from .eta import due_at
 from .keeper import Keeper
 
 logger = get_logger("flyte_celery.worker")
@@ -35,6 +39,9 @@ ALIAS = "flyte-redis"
 
 #: Seconds that an idle worker waits for a message of the default priority before it looks at the others.
 IDLE_WAIT = 1.0
+
+#: The same where future work is due at once: a `BLMOVE` without any wait would be one without any end.
+SHORTEST_WAIT = 0.001
 
 #: Seconds before Redis is asked again that refused to give tasks. The event loop turns more often than that.
 PAUSE = 0.5
@@ -107,32 +114,52 @@ class Claiming(kombu_redis.Channel):
     _refused_until = 0.0
     #: Whether the last claim found the queue empty, so that the next one waits.
     _was_empty = False
+    #: Whether that reply tells of future work as well.
+    _looks = False
+    #: When future work was last looked at, and when the next of it is due, in monotonic seconds.
+    _looked_at = 0.0
+    _next_due = 0.0
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         if not self.active_queues or monotonic() < self._refused_until:
             return
         claims = self._asked = self.keeper.claims
+        self.keeper.deliver = self._deliver_claims
         connection = self.client.connection
         self._in_poll = connection
-        self._brpop_sent_at = monotonic()
+        self._brpop_sent_at = now = monotonic()
         self._waits = self._was_empty
+        look_at = min(self._next_due, self._looked_at + IDLE_WAIT)
+        self._looks = now >= look_at
         # The claim goes with the wait: the server runs it when the wait ends, whether or not anybody listens by then.
-        commands = [claims.wait_command(IDLE_WAIT)] if self._waits else []
+        commands = []
+        if self._waits:
+            until = self._next_due if self._looks else look_at
+            commands.append(claims.wait_command(max(SHORTEST_WAIT, min(IDLE_WAIT, until - now))))
+        if self._looks:
+            commands.append(self.keeper.later.due_command())
         commands.append(claims.claim_command(cast(ClaimQoS, self.qos).room - self._waits))
         connection.send_packed_command(connection.pack_commands(commands))
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
             refused = self._reply("BLMOVE") if self._waits else None
+            until_next = self._reply("EVALSHA") if self._looks else None
             reply = self._reply("EVALSHA")
         finally:
             self._in_poll = None
-        if isinstance(reply, NoScriptError):  # the server was restarted since it was given the script
-            self.client.script_load(script("claim").text)
+        if isinstance(reply, NoScriptError) or isinstance(until_next, NoScriptError):
+            for name in ("due", "claim"):  # the server was restarted since it was given the scripts
+                self.client.script_load(script(name).text)
+        if isinstance(reply, NoScriptError):
             self._was_empty = False
             raise Empty
         if isinstance(reply, ResponseError):
             self._pause(reply)
+        if isinstance(until_next, int):
+            self._looked_at = monotonic()
+            seconds = later.until_next(until_next)
+            self._next_due = float("inf") if seconds is None else self._looked_at + seconds
         if self._asked is not self.keeper.claims:  # the lease was lost meanwhile, and with it what this reply tells of
             raise Empty
         try:
@@ -145,8 +172,7 @@ class Claiming(kombu_redis.Channel):
             if isinstance(refused, ResponseError):
                 self._pause(refused)
             raise Empty
-        for claim in taken:
-            self._deliver_claim(claim)
+        self._deliver_claims(taken)
         return True
 
     def _reply(self, command: str) -> Any:
@@ -167,21 +193,38 @@ class Claiming(kombu_redis.Channel):
         self._refused_until = monotonic() + PAUSE
         raise Empty
 
-    def _deliver_claim(self, claim: Claim) -> None:
-        try:
-            message = self._message_of(claim)
-        except (ValueError, TypeError, LookupError, AttributeError):
-            # kombu's own transport ends the worker over this, after it has taken it from the queue.
-            logger.error("%s: what is no message is discarded: %.200r", self.keeper.claims.queue, claim.message)
-            self.keeper.ack(claim.id)
-            return
-        if self.keeper.claims.queue not in self.active_queues:  # cancelled while the reply was on its way
-            self.keeper.hand_back([claim.id])
-            return
-        self.connection._deliver(message, self.keeper.claims.queue)
+    def _deliver_claims(self, taken: list[Claim]) -> None:
+        messages: dict[int, dict[str, Any]] = {}
+        early: list[tuple[Claim, float]] = []
+        now = time()
+        for claim in taken:
+            try:
+                message = messages[claim.id] = self._message_of(claim)
+            except (ValueError, TypeError, LookupError, AttributeError):
+                # kombu's own transport ends the worker over this, after it has taken it from the queue.
+                logger.error("%s: what is no message is discarded: %.200r", self.keeper.claims.queue, claim.message)
+                self.keeper.ack(claim.id)
+                continue
+            due = due_at(message)
+            if due is not None and due > now:
+                early.append((claim, due))
+        if early:
+            parked = {claim.id for claim, _ in early}.difference(self.keeper.park(early))
+            self._next_due = min(self._next_due, monotonic() + min(due for _, due in early) - now)
+            for number in parked:
+                del messages[number]
+        for number, message in messages.items():
+            if (
+                self.closed or self.keeper.claims.queue not in self.active_queues
+            ):  # cancelled while the reply was on its way
+                self.keeper.hand_back([number])
+            else:
+                self.connection._deliver(message, self.keeper.claims.queue)
 
     def _message_of(self, claim: Claim) -> dict[str, Any]:
-        message: dict[str, Any] = loads(bytes_to_str(claim.message))
+        # Celery's protocol has only JSON's own types in a message; what kombu writes of others tells itself.
+        decode = loads if b'"__type__"' in claim.message else json.loads
+        message: dict[str, Any] = decode(bytes_to_str(claim.message))
         properties = message["properties"]
         claim.attempts, claim.lost_to = attempts_of(properties)
         # Everything above acknowledges by delivery tag. The claim's id is unique in this worker; tags of foreign

@@ -63,7 +63,7 @@ def test_the_table_has_every_parameter_and_no_other(heading: str) -> None:
     ]
     shown = list(rows(section("parameters.md", heading)))
     if heading == "clone_with":
-        parameters += ["cache", "reusable", "max_attempts", "grace"]
+        parameters += ["cache", "reusable", "max_attempts", "grace", "labels"]
     assert shown == parameters
 
 
@@ -104,8 +104,10 @@ def test_the_settings_page_has_every_setting(monkeypatch: pytest.MonkeyPatch) ->
     samples = {
         "project_dir": "/srv",
         "secrets_dir": "/srv",
+        "device_locks": "/run/locks",
         "broker_url": "redis://there/1",
         "result_backend": "redis://there/2",
+        "progress": "0",
     }
     assert {name for name in shown if not name.startswith(("FLYTE", "."))} == {
         field.name for field in dataclasses.fields(Settings)
@@ -119,10 +121,9 @@ def test_the_settings_page_has_every_setting(monkeypatch: pytest.MonkeyPatch) ->
             assert read != getattr(Settings.from_environ({}), field.name), variable
         if field.default is not dataclasses.MISSING:
             assert default == str(field.default), field.name
-        kind = str(field.type)
-        assert unit == {"str | None": "URL", "Path": "path", "int": "count", "int | None": "count"}.get(
-            kind, "seconds"
-        ), field.name
+        kind = "text" if field.name in ("devices", "labels") else str(field.type).removesuffix(" | None")
+        units = {"text": "text", "str": "URL", "Path": "path", "int": "count", "bool": "1 or 0"}
+        assert unit == units.get(kind, "seconds"), field.name
         assert meaning
 
 
@@ -146,7 +147,21 @@ def value_is_ours(name: str) -> bool:
     return bool(getattr(flyte.errors, name).__module__ == "flyte_celery.errors")
 
 
-COMMANDS = ("up", "down", "worker", "list", "status", "explain", "reap", "dead list", "dead requeue", "dead drop")
+COMMANDS = (
+    "up",
+    "down",
+    "worker",
+    "list",
+    "status",
+    "explain",
+    "reap",
+    "dead list",
+    "dead requeue",
+    "dead drop",
+    "later list",
+    "later now",
+    "later drop",
+)
 
 
 @pytest.fixture(scope="module")

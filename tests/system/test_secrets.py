@@ -62,6 +62,8 @@ SOURCE = """
     )
     needy = flyte.TaskEnvironment("needy", secrets=[flyte.Secret("nowhere", group="lost")])
     doubled = flyte.TaskEnvironment("doubled", secrets=["environment-key"], env_vars={"ENVIRONMENT_KEY": "x"})
+    odd = flyte.TaskEnvironment("odd")
+    odd.secrets = 5  # after it was checked
     broken = flyte.TaskEnvironment("broken", reusable=flyte.ReusePolicy(replicas=1), secrets=SECRETS)
 
 
@@ -261,19 +263,12 @@ class Events:
         self.seen: list[dict[str, Any]] = []
         self._connection = project.celery_app.connection_for_read()
         self._receiver = project.celery_app.events.Receiver(self._connection, handlers={"*": self.seen.append})
-        self._ends = threading.Event()
-        self._thread = threading.Thread(target=self._listen)
+        # It looks once a second whether it should stop.
+        self._thread = threading.Thread(target=self._receiver.capture, kwargs={"wakeup": False})
         self._thread.start()
 
-    def _listen(self) -> None:
-        while not self._ends.is_set():
-            try:
-                self._receiver.capture(limit=None, timeout=0.2, wakeup=False)
-            except TimeoutError:
-                continue
-
     def close(self) -> None:
-        self._ends.set()
+        self._receiver.should_stop = True
         self._thread.join()
         self._connection.release()
 
@@ -453,3 +448,11 @@ def test_a_worker_that_cannot_give_a_secret_does_not_start(
         assert "Traceback" not in said
         assert all(word in said for word in words), said
         assert not leaks(said)
+
+
+def test_a_worker_that_meets_the_unforeseen_does_not_start_as_a_plain_one(project: Project) -> None:
+    """Celery logs what a signal's receiver raises, and goes on."""
+    ended = project.celery("worker", "-Q", "odd")
+    assert ended.returncode == 1
+    assert "TypeError: secrets=5 is not possible" in ended.stderr
+    assert "ready." not in ended.stdout + ended.stderr

@@ -74,6 +74,7 @@ def test_defaults() -> None:
         "queue": None,
         "max_attempts": 3,
         "grace": None,
+        "labels": None,
         "startup_hooks": (),
         "shutdown_hooks": (),
         "_tasks": {},

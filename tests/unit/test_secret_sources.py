@@ -247,6 +247,9 @@ def test_a_variable_that_no_process_can_have_is_refused_when_it_is_defined(
     with pytest.raises(error, match=f"Environment 'variables' got .*{message}") as refused:
         flyte.TaskEnvironment("variables", env_vars=env_vars)
     assert "hid" not in str(refused.value)
+    task = flyte.TaskEnvironment("overridden").task(abs)
+    with pytest.raises(error, match=rf"override\(\) of 'overridden.abs' got .*{message}"):
+        task.override(env_vars=env_vars)
 
 
 @pytest.mark.parametrize("secrets", ["a.b", ["k", "1k"]])

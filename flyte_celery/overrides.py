@@ -12,6 +12,10 @@ timeout                {"max_runtime", "max_queued_time", "deadline"}  worker, r
 cache                  {"behavior", "version_override", ...}           caller, replica
 max_inline_io_bytes    int                                             caller, replica
 max_attempts           int                                             worker
+reusable               "off", or the policy's fields                   worker: which replicas take it
+resources              {"cpu", "memory", "gpu", "disk", "shm"}         worker: a replica of such resources
+env_vars               {name: value}                                   worker: a replica with these variables
+secrets                list of {"key", "group", ...}, never a value    worker: a replica with these secrets
 interruptible          bool                                            nobody; `ctx` and tools may look
 queue                  text                                            nobody: the Celery queue is the environment's
 ```
@@ -23,15 +27,21 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .cache import Cache, FunctionBodyPolicy, VersionParameters
+from .devices import Device
 from .names import OVERRIDES_HEADER
+from .resources import Resources
 from .retry import Backoff, RetryStrategy
+from .reuse import ReusePolicy
+from .secret import Secret
 from .timeout import Timeout
+from .variables import as_environ, check_env_vars
 
 if TYPE_CHECKING:
     from .task import TaskTemplate
@@ -191,6 +201,90 @@ def _load_cache(sent: Any) -> Cache:
     return Cache(**{**sent, "max_age": _span(sent["max_age"])})
 
 
+# -- What a replica is made with -------------------------------------------------------------------------------------
+
+
+def _dump_reusable(task: TaskTemplate[Any, Any]) -> Any:
+    policy: Any = task.reusable
+    if policy is None:
+        return "off"
+    if not isinstance(policy, ReusePolicy):
+        raise ValueError(f"reusable={policy!r} of {task.name} is not possible: use a ReusePolicy, or 'off'.")
+    return {
+        "replicas": [policy.min_replicas, policy.max_replicas],
+        "idle_ttl": _seconds(policy.idle_ttl),
+        "concurrency": policy.concurrency,
+        "scaledown_ttl": _seconds(policy.scaledown_ttl),
+        "scope": policy.scope,
+    }
+
+
+def _load_reusable(sent: Any) -> Any:
+    if sent == "off":
+        return "off"
+    low, high = sent["replicas"]
+    idle, scaledown = timedelta(seconds=sent["idle_ttl"]), timedelta(seconds=sent["scaledown_ttl"])
+    return ReusePolicy((low, high), idle, sent["concurrency"], scaledown, sent["scope"])
+
+
+def _seconds(span: Any) -> float:
+    return span.total_seconds() if isinstance(span, timedelta) else float(span)
+
+
+def _dump_resources(task: TaskTemplate[Any, Any]) -> dict[str, Any]:
+    resources: Any = task.resources
+    if not isinstance(resources, Resources):
+        raise ValueError(f"resources={resources!r} of {task.name} is not possible: use flyte.Resources(...).")
+    resources.check_amounts()
+    gpu = resources.gpu
+    return {
+        "cpu": resources.cpu,
+        "memory": resources.memory,
+        "gpu": [gpu.quantity, gpu.device_class, gpu.device, gpu.partition] if isinstance(gpu, Device) else gpu,
+        "disk": resources.disk,
+        "shm": resources.shm,
+    }
+
+
+def _load_resources(sent: Any) -> Resources:
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in sent.items()}
+    if isinstance(gpu := sent.get("gpu"), list):
+        values["gpu"] = Device(*gpu)
+    resources = Resources(**values)
+    resources.check_amounts()
+    return resources
+
+
+def _dump_env_vars(task: TaskTemplate[Any, Any]) -> dict[str, str]:
+    variables: Any = task.env_vars
+    if not isinstance(variables, dict):
+        raise ValueError(f"env_vars={variables!r} of {task.name} is not possible: use a dict of names to values.")
+    check_env_vars(f"An override of {task.name}", variables)
+    return as_environ(variables)
+
+
+def _dump_secrets(task: TaskTemplate[Any, Any]) -> list[dict[str, str]]:
+    requests: Any = task.secrets
+    given = requests if isinstance(requests, list) else [requests]
+    if not all(isinstance(each, str | Secret) for each in given):
+        raise ValueError(
+            f"secrets={requests!r} of {task.name} is not possible: use a key, a Secret, or a list of those."
+        )
+    secrets = [Secret(each) if isinstance(each, str) else each for each in given]
+    return [
+        {
+            attribute.name: str(value)
+            for attribute in fields(each)
+            if (value := getattr(each, attribute.name)) is not None
+        }
+        for each in secrets
+    ]
+
+
+def _load_secrets(sent: Any) -> list[Secret]:
+    return [Secret(**{**each, **({"mount": Path(each["mount"])} if "mount" in each else {})}) for each in sent]
+
+
 # -- Plain values ----------------------------------------------------------------------------------------------------
 
 
@@ -210,6 +304,10 @@ _OPTIONS: dict[str, _Option] = {
     "timeout": _Option(_dump_timeout, _load_timeout),
     "cache": _Option(_dump_cache, _load_cache),
     "max_inline_io_bytes": _plain("max_inline_io_bytes", int),
+    "reusable": _Option(_dump_reusable, _load_reusable, of_replica=True),
+    "resources": _Option(_dump_resources, _load_resources, of_replica=True),
+    "env_vars": _Option(_dump_env_vars, dict, of_replica=True),
+    "secrets": _Option(_dump_secrets, _load_secrets, of_replica=True),
     "max_attempts": _plain("max_attempts", int),
     "interruptible": _plain("interruptible", bool),
     "queue": _plain("queue", str),

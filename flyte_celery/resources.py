@@ -103,6 +103,23 @@ class Resources:
         value = self.memory[1] if isinstance(self.memory, tuple) else self.memory
         return None if value is None else size(value)
 
+    def check_amounts(self) -> None:
+        """Make sure that cores and sizes can be acted on: Flyte takes any text when it is written.
+
+        Raises:
+            ValueError: `cpu`, `memory`, `disk` or `shm` is no quantity, or a limit is below its request.
+        """
+        for field, request, limit in (
+            ("cpu", self.cpu_request(), self.cpu_limit()),
+            ("memory", self.memory_request(), self.memory_limit()),
+        ):
+            if request is not None and limit is not None and limit < request:
+                value = getattr(self, field)
+                raise ValueError(f"{field}={value!r} has a limit below its request: write (request, limit).")
+        for field, text in (("disk", self.disk), ("shm", self.get_shared_memory())):
+            if text:
+                size(text, field)
+
 
 def _each(field: str, value: object) -> tuple[object, ...]:
     """The one or two parts of a value."""

@@ -26,7 +26,17 @@ _VARIABLES = {
 
 _URLS = frozenset({"broker_url", "result_backend", "flower_url"})
 _SWITCHES = frozenset({"progress"})
-_COUNTS = frozenset({"max_start_failures", "max_suspended", "cache_result_bytes", "cache_bytes"})
+_COUNTS = frozenset(
+    {
+        "max_start_failures",
+        "max_suspended",
+        "max_ephemeral",
+        "max_processes",
+        "max_files",
+        "cache_result_bytes",
+        "cache_bytes",
+    }
+)
 #: Times of which 0 means something: at once, or none.
 _MAY_BE_ZERO = frozenset({"grace", "lookahead", "start_backoff", "start_backoff_cap", "idle_ttl", "scaledown_ttl"})
 _PATHS = frozenset({"project_dir", "secrets_dir", "device_locks"})
@@ -34,6 +44,7 @@ _PATHS = frozenset({"project_dir", "secrets_dir", "device_locks"})
 _TEXTS = frozenset({"devices", "labels"})
 _OPTIONAL = (
     frozenset({"broker_url", "result_backend", "idle_ttl", "scaledown_ttl", "grace", "flower_url", "device_locks"})
+    | frozenset({"max_age", "max_ephemeral"})
     | _TEXTS
 )
 
@@ -88,6 +99,18 @@ class Settings:
 
     max_suspended: int = 1000
     """Tasks of one replica that may wait for their children at once; the next one fails with `StarvationError`."""
+
+    max_ephemeral: int | None = None
+    """Ephemeral replicas at once beside an environment's own. None: what the machine's cores and memory allow."""
+
+    max_processes: int = 1000
+    """Processes of one replica at once, its tasks' children included; one more, and the replica is ended."""
+
+    max_files: int = 65536
+    """Files that one process of a replica may have open. A replica that has 80 % of them open is replaced."""
+
+    max_age: float | None = None
+    """Seconds after which a replica is replaced by a fresh one, up to 10 % sooner. None: never."""
 
     progress: bool = True
     """Whether `flyte.map` shows a progress bar when it takes a while and standard error is a terminal."""

@@ -24,6 +24,12 @@ def worker_options() -> list[click.Option]:
             help="Seconds after which surplus replicas go, in place of the policy's.",
         ),
         CeleryOption(
+            ["--max-age"],
+            type=click.FloatRange(min=0, min_open=True),
+            help_group=_GROUP,
+            help="Seconds after which a replica is replaced by a fresh one.",
+        ),
+        CeleryOption(
             ["--grace"],
             type=click.FloatRange(min=0),
             help_group=_GROUP,

@@ -18,7 +18,8 @@ from .venv import OPTION, continue_in_venv
 KEPT = frozenset(
     {
         "hostname", "detach", "statedb", "loglevel", "optimization", "task_events", "without_heartbeat",
-        "heartbeat_interval", "time_limit", "soft_time_limit", "max_tasks_per_child", "purge", "include", "logfile",
+        "heartbeat_interval", "time_limit", "soft_time_limit", "max_tasks_per_child", "max_memory_per_child",
+        "purge", "include", "logfile",
         "pidfile", "uid", "gid", "umask", "workdir", "executable", "concurrency",
     }
 )  # fmt: skip

@@ -9,7 +9,6 @@ loop runs on the main thread.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import multiprocessing
 import os
 import pickle
@@ -29,6 +28,7 @@ from celery.utils.log import get_logger
 from .. import context, overrun, redaction
 from ..environment import Hook, TaskEnvironment, environments
 from ..errors import TaskTimeoutError, raised
+from ..supervisor.confinement import enter
 from ..supervisor.wire import Line
 from ..suspension import set_suspender
 from . import bridge, wire
@@ -44,8 +44,6 @@ logger = get_logger("flyte_celery.replica")
 #: Exit code of a replica whose start-up failed; it has told the worker why.
 EXIT_START_FAILED = 3
 
-_PR_SET_PDEATHSIG = 1
-
 
 def run(sock: socket.socket, plan: ReplicaPlan, app: Any, number: int) -> int:
     """The whole life of a replica's process.
@@ -53,7 +51,6 @@ def run(sock: socket.socket, plan: ReplicaPlan, app: Any, number: int) -> int:
     Returns:
         The exit code.
     """
-    _die_with_parent()
     # Celery's log format shows it: which replica says something.
     multiprocessing.current_process().name = f"{plan.environment}-{number}"
     _initialise(plan, app)
@@ -87,12 +84,6 @@ def leave(code: int) -> NoReturn:
 def _run(replica: Replica) -> int:
     with asyncio.Runner(loop_factory=bridge.Loop) as runner:
         return runner.run(replica.serve())
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel to kill this process when the launcher dies, however busy the process is by then (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _initialise(plan: ReplicaPlan, app: Any) -> None:
@@ -253,7 +244,8 @@ def _main() -> None:
     """
     for file in sys.argv[2:]:
         os.set_inheritable(int(file), False)
-    plan, number = pickle.loads(sys.stdin.buffer.read())
+    plan, number, begin = pickle.loads(sys.stdin.buffer.read())
+    enter(*begin)
     sock = socket.socket(fileno=int(sys.argv[1]))
     try:
         leave(run(sock, plan, load(plan.application, plan.secrets), number))

@@ -20,10 +20,18 @@ import sys
 import time
 import traceback
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 from .. import redaction
-from ..supervisor.processes import Ended, Forked, Preloaded, PreloadFailed, Start
+from ..names import REPLICA_VARIABLE
+from ..supervisor import usage
+from ..supervisor.cgroup import Group, Groups, delegated
+from ..supervisor.confinement import Confinement, adopt_orphans, enter
+from ..supervisor.cpus import Cpus
+from ..supervisor.family import Family
+from ..supervisor.processes import Broke, Ended, Enforces, Forked, Preloaded, PreloadFailed, Start, Used
+from ..supervisor.watchdog import Bound, Breach, KernelKills, Watchdog
 from ..supervisor.wire import READ_SIZE, Decoder, encode
 from . import main as replica_main
 from .loading import load
@@ -31,6 +39,15 @@ from .plan import ReplicaPlan
 
 #: Most descriptors taken from one read; each travels with one short command.
 _MAX_FDS = 64
+
+#: How replicas are kept to their limits: by groups of the kernel's or not.
+_HOW = {
+    True: "by the kernel (cgroup v2), and watched",
+    False: "by a watchdog, because this worker may make no groups of cgroup v2",
+}
+
+#: What `confinement.enter` takes: bounds, cores and the kernel's group.
+Beginning = tuple[Confinement, tuple[int, ...], Path | None]
 
 
 class Launcher:
@@ -41,6 +58,12 @@ class Launcher:
         self.decoder = Decoder()
         self.fds: deque[int] = deque()
         self.children: dict[int, int] = {}
+        self.family = Family(os.getpid(), REPLICA_VARIABLE)
+        self.watchdog = Watchdog(self.family)
+        self.cpus = Cpus()
+        self.groups: Groups | None = None
+        self.group_of: dict[int, Group] = {}
+        self.kernel_kills = KernelKills()
         self.app: Any = None
         self.plan: ReplicaPlan
 
@@ -48,16 +71,19 @@ class Launcher:
         """Preload, then fork on command. Returns the exit code."""
         commands = deque(self._read())
         self.plan = commands.popleft()
+        self.groups = delegated(lambda pid: pid in (os.getpid(), os.getppid()))
+        self._tell(Enforces(_HOW[self.groups is not None]))
         if self.plan.preload and not self._preload():
             return 3
         wakeup = _wake_on_child_exit()
+        adopt_orphans()
         with selectors.DefaultSelector() as selector:
             selector.register(self.sock, selectors.EVENT_READ)
             selector.register(wakeup, selectors.EVENT_READ)
             while True:
                 while commands:
                     self._start(commands.popleft())
-                for key, _ in selector.select():
+                for key, _ in selector.select(self.watchdog.wait(time.monotonic())):
                     if key.fileobj is wakeup:
                         wakeup.recv(4096)
                         self._reap()
@@ -66,6 +92,17 @@ class Launcher:
                             commands.extend(self._read())
                         except EOFError:
                             return self._kill_all()
+                self._watch(time.monotonic())
+
+    def _watch(self, now: float) -> None:
+        self.kernel_kills.look(now)
+        for number, breach in self.watchdog.look(now).items():
+            pid = next(pid for pid, each in self.children.items() if each == number)
+            self.watchdog.unwatch(number)
+            self.family.end(number, pid)
+            self._tell(Broke(number, breach))
+        for number, used in self.watchdog.changed(now).items():
+            self._tell(Used(number, used))
 
     def _preload(self) -> bool:
         started = time.monotonic()
@@ -100,18 +137,33 @@ class Launcher:
     def _start(self, start: Start) -> None:
         fd = self.fds.popleft()
         files = [self.fds.popleft() for _ in range(start.files)]
+        forks = self.plan.preload and not start.fresh
+        group = None if self.groups is None else self.groups.make(start.number, start.confinement)
+        bound = group is None or self.groups is None or not self.groups.limits_cores
+        cpus = self.cpus.take(start.number, start.confinement.cores if bound else None)
+        begin = (start.confinement, cpus, None if group is None else group.path)
+        inherited = usage.held(os.getpid()) if forks else 0
         try:
-            pid = self._fork(start, fd) if self.plan.preload else self._spawn(start, fd, files)
+            pid = self._fork(start, fd, begin) if forks else self._spawn(start, fd, files, begin)
         except OSError as exc:  # no memory or no process left: for the worker, a replica that failed to start
+            self.cpus.give_back(start.number)
+            if group is not None:
+                group.remove()
             self._tell(Ended(start.number, exc.errno or 1, 0))
             return
         finally:
             for each in (fd, *files):
                 os.close(each)
         self.children[pid] = start.number
+        with contextlib.suppress(OSError):  # it does so itself as well, whoever comes first
+            os.setpgid(pid, pid)
+        self.family.born(start.number, pid)
+        if group is not None:
+            self.group_of[start.number] = group
+        self.watchdog.watch(start.number, pid, start.confinement, inherited)
         self._tell(Forked(start.number, pid))
 
-    def _fork(self, start: Start, fd: int) -> int:
+    def _fork(self, start: Start, fd: int, begin: Beginning) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
@@ -123,44 +175,64 @@ class Launcher:
             self.sock.close()
             for other in self.fds:
                 os.close(other)
-            os.environ.update(start.environ)
+            os.environ.update({name: value for name, value in start.environ.items() if value is not None})
+            enter(*begin)
             code = replica_main.run(socket.socket(fileno=fd), self.plan, self.app, start.number)
         except BaseException:
             print(redaction.current().text(traceback.format_exc()), file=sys.stderr)
             code = 1
         return replica_main.leave(code)
 
-    def _spawn(self, start: Start, fd: int, files: list[int]) -> int:
+    def _spawn(self, start: Start, fd: int, files: list[int], begin: Beginning) -> int:
+        environ = {**os.environ, **start.environ}
         process = subprocess.Popen(
             [sys.executable, "-m", replica_main.__name__, *map(str, (fd, *files))],
             pass_fds=[fd, *files],
-            env={**os.environ, **start.environ},
+            env={name: value for name, value in environ.items() if value is not None},
             stdin=subprocess.PIPE,
         )
         assert process.stdin is not None
-        process.stdin.write(pickle.dumps((self.plan, start.number)))
+        process.stdin.write(pickle.dumps((start.config or self.plan, start.number, begin)))
         process.stdin.close()
         process.returncode = 0  # reaped here by pid, not by subprocess
         return process.pid
 
     def _reap(self) -> None:
-        while self.children:
+        while True:
             try:
-                pid, status, usage = os.wait4(-1, os.WNOHANG)
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
-            if not pid:
+            if ended is None:
                 return
+            pid = ended.si_pid
             number = self.children.pop(pid, None)
+            if number is not None:  # while it is a zombie its id is nobody else's
+                self.family.end(number, pid)
+            _, status, resources = os.wait4(pid, 0)
             if number is not None:
-                self._tell(Ended(number, os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024))
+                self._ended(number, pid, os.waitstatus_to_exitcode(status), resources.ru_maxrss * 1024)
+
+    def _ended(self, number: int, pid: int, status: int, peak: int) -> None:
+        self.family.forget(pid)
+        self.cpus.give_back(number)
+        watched = self.watchdog.unwatch(number)
+        group = self.group_of.pop(number, None)
+        if watched is not None and status == -signal.SIGKILL:  # else it was the watchdog, or nobody
+            limit, history = watched.bounds.memory, tuple(watched.history)
+            used = max(watched.usage.memory, watched.peak, 0 if group is None else group.peak())
+            if group is not None and group.was_out_of_memory():
+                self._tell(Broke(number, Breach(Bound.MEMORY, used, limit, history)))
+            elif self.kernel_kills.happened():
+                self._tell(Broke(number, Breach(Bound.KERNEL, used, limit, history)))
+        if group is not None:
+            group.kill()
+            group.remove()
+        self._tell(Ended(number, status, peak))
 
     def _kill_all(self) -> int:
-        for pid in self.children:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        for pid, number in self.children.items():
+            self.family.end(number, pid)
         return 0
 
 

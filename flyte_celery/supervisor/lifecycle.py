@@ -42,6 +42,12 @@ class StopReason(enum.StrEnum):
     IDLE = "idle"
     #: It ran the one task that an ephemeral replica runs, or the most that it may run.
     USED_UP = "used-up"
+    #: Another one has taken its place: it is old, or holds much memory or many open files.
+    RECYCLED = "recycled"
+    #: It used more memory than it may, or than there was.
+    OUT_OF_MEMORY = "out-of-memory"
+    #: Its tasks started more processes than they may.
+    TOO_MANY_PROCESSES = "too-many-processes"
     #: The worker is stopping.
     WORKER_STOPPING = "worker-stopping"
     #: A start-up hook, or an import, raised.

@@ -16,9 +16,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from .confinement import Confinement
+from .watchdog import Breach, Usage
 from .wire import Line, encode
 
 
@@ -46,6 +48,13 @@ class Preloaded:
 
 
 @dataclass(frozen=True, slots=True)
+class Enforces:
+    """How the launcher keeps replicas to their limits, in words for the log."""
+
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
 class PreloadFailed:
     """The launcher could not import the application; it has ended, and no replica can be started."""
 
@@ -70,13 +79,29 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
+class Broke:
+    """A replica has used more than it may: it is being killed, and will be told of as `Ended`."""
+
+    number: int
+    breach: Breach
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What a replica uses has changed."""
+
+    number: int
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
 class LauncherEnded:
     """The launcher itself is gone, and with it every replica that it started."""
 
     status: int | None
 
 
-LauncherEvent = Preloaded | PreloadFailed | Forked | Ended | LauncherEnded
+LauncherEvent = Enforces | Preloaded | PreloadFailed | Forked | Ended | Broke | Used | LauncherEnded
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +113,13 @@ class Start:
     """
 
     number: int
-    environ: Mapping[str, str]
+    #: Variables to set, and with None to remove.
+    environ: Mapping[str, str | None]
+    confinement: Confinement = field(default_factory=Confinement)
+    #: Whether it is a fresh interpreter, which imports everything anew, with these variables.
+    fresh: bool = False
+    #: What a fresh interpreter is told in place of what the launcher was told; None: the same.
+    config: object = field(default=None, repr=False)
     files: int = 0
 
 
@@ -127,12 +158,11 @@ class Launcher:
         """Process id of the launcher."""
         return self._process.pid
 
-    def start(self, number: int, environ: Mapping[str, str], files: Sequence[int] = ()) -> Line:
+    def start(self, start: Start, files: Sequence[int] = ()) -> Line:
         """Ask for a replica.
 
         Args:
-            number: Its number.
-            environ: Variables of its own.
+            start: What is asked for.
             files: Open files that it inherits; the caller closes its own.
 
         Returns:
@@ -140,9 +170,8 @@ class Launcher:
         """
         ours, theirs = socket.socketpair()
         try:
-            socket.send_fds(
-                self.line.sock, [encode(Start(number, dict(environ), len(files)))], [theirs.fileno(), *files]
-            )
+            message = encode(replace(start, files=len(files)))
+            socket.send_fds(self.line.sock, [message], [theirs.fileno(), *files])
         except OSError:
             pass  # the launcher is gone: both its socket and this replica's read end of file
         finally:

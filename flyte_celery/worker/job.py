@@ -16,6 +16,7 @@ from ..supervisor.wire import encode
 if TYPE_CHECKING:
     from ..errors import TaskTimeoutError
     from ..task import TaskTemplate
+    from .groups import Group
 
 logger = get_logger("flyte_celery.worker")
 
@@ -40,6 +41,8 @@ class Job:
     #: Ends the job where it runs; set by the pool.
     terminator: Callable[[Job], None]
     arrived_at: float
+    #: The replicas that may take it.
+    group: Group
     #: The task as its caller had it, overrides included; None for a task of no environment that was routed here.
     task: TaskTemplate[Any, Any] | None = None
     #: Its claim in the worker's keeper, None without one.

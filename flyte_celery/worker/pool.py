@@ -21,19 +21,23 @@ from celery.utils.log import get_logger
 from ..autoscaler.decide import Observed, ReplicaState, ReplicaView
 from ..errors import RuntimeSystemError
 from ..fleet.storing import UNFENCED
-from ..overrides import effective
-from ..supervisor.lifecycle import Drain, Load, Revive, Starts, State, StopReason, Tick
+from ..overrides import effective, replica_options
+from ..supervisor.lifecycle import Drain, Load, Revive, State, StopReason, Tick
+from . import breaches
+from .beside import ONE_CORE, Beside
+from .bounds import share
 from .devices import ReplicaDevices, failure_text
+from .groups import Group, starts_of
 from .job import Job, frame, guarded
 from .limits import TimeLimits
 from .losses import after_loss, after_uncounted_loss, given_up, last_chance, most_attempts, returned_too_often
 from .outcome import report
+from .provisions import CannotProvide
 from .redelivery import MOST_RETURNS, Attempts, Redelivery, returns
 from .replicas import Replica, Replicas
 from .serving import Serving
 from .stopping import Stopping
 from .timeouts import Timeouts
-from .waiting import Waiting
 from .wakeup import SignalWakeup
 
 logger = get_logger("flyte_celery.worker")
@@ -73,14 +77,13 @@ class ReplicaPool(BasePool):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.jobs: dict[int, Job] = {}
-        self.waiting = Waiting()
         self._attempts = Attempts()
         self._redelivery = Redelivery()
         self._numbers = itertools.count(1)
-        settings = self.serving.settings
-        self.starts = Starts(settings.max_start_failures, settings.start_backoff, settings.start_backoff_cap)
-        self.replicas = Replicas(self.serving, self.starts, self)
-        self._limits = TimeLimits(self.replicas, settings.cancel_patience)
+        self.group = self._own_group()
+        self.replicas = Replicas(self.serving, self)
+        self.beside = Beside(self.serving, self.group, self.replicas, self)
+        self._limits = TimeLimits(self.replicas, self.serving.settings.cancel_patience)
         self._timeouts = Timeouts(self.replicas, self._limits, self._withdraw)
         #: Called when demand may have changed; the autoscaler sets it.
         self.on_change: Callable[[], None] = lambda: None
@@ -88,8 +91,20 @@ class ReplicaPool(BasePool):
         self._async_names = {task.name for task in self._tasks.values() if task.is_async}
         self.stopping = Stopping(self, self.serving.grace)
         self._wakeup = SignalWakeup()
+        self._considering = False
         #: Running average of task durations in seconds, None before the first.
         self.mean_duration: float | None = None
+
+    def _own_group(self) -> Group:
+        serving = self.serving
+        return Group(
+            name=serving.name,
+            limits=serving.limits,
+            starts=starts_of(serving.settings),
+            max_tasks=serving.max_tasks,
+            confinement=serving.confinement,
+            share=share(serving.environment.resources, 0.0 if serving.environment.reusable else ONE_CORE),
+        )
 
     # -- Celery's side -----------------------------------------------------------------------------------------------
 
@@ -105,7 +120,7 @@ class ReplicaPool(BasePool):
         if (keeper := self.serving.keeper) is not None:
             keeper.hub = loop
             keeper.on_lease_lost = self._renew
-            keeper.count_suspended = lambda: self.suspended
+            keeper.count_suspended = lambda: self.suspended + self.beside.claimed
             # Celery has forgotten what it had scheduled or limited before it lost its connection; what is here stays.
             keeper.hand_back_now()
         elif self.serving.redelivers:
@@ -150,7 +165,14 @@ class ReplicaPool(BasePool):
         number = next(self._numbers)
         keeper = self.serving.keeper
         claim = None if keeper is None else int(args[2]["properties"]["delivery_tag"])
+        task = None if (known := self._tasks.get(args[0])) is None else effective(known, args[2])
+        group, refusal = self.group, None
+        try:
+            group = self.beside.group_for(task, replica_options(args[2]))
+        except CannotProvide as exc:
+            refusal = RuntimeSystemError("SecretMissing", str(exc))
         job = Job(
+            group=group,
             number=number,
             task_name=args[0],
             task_id=correlation_id,
@@ -166,14 +188,17 @@ class ReplicaPool(BasePool):
             arrived_at=time.monotonic(),
             claim=claim,
             retries=args[2].get("retries") or 0,
-            task=None if (task := self._tasks.get(args[0])) is None else effective(task, args[2]),
+            task=task,
         )
         if (running := self._redelivery.claim(job, args[2])) is not None:
             self._go_on(running, job)
             return running
         if self._admitted(job, args[2]):
+            if refusal is not None:
+                job.fail(refusal)
+                return job
             self.jobs[number] = job
-            self.waiting.add(job)
+            job.group.waiting.add(job)
             self.dispatch()
         return job
 
@@ -187,7 +212,7 @@ class ReplicaPool(BasePool):
         if self.stopping.begun:  # its time has come while running tasks are waited for
             self.hand_back(job)
             return False
-        if self._hopeless():
+        if self._hopeless(job.group):
             self._fail(job)
             return False
         most = most_attempts(self.serving.environment, job)
@@ -213,10 +238,23 @@ class ReplicaPool(BasePool):
 
     def _expect_everything_again(self) -> None:
         """There is a new connection, if not the first: what waits comes again with it, and so does what runs."""
-        for job in self.waiting.clear():
+        for job in self._clear_waiting():
             job.stop_timers()
             del self.jobs[job.number]
         self._redelivery.expect(self.jobs.values())
+
+    @property
+    def groups(self) -> list[Group]:
+        """The environment's own replicas, and what there is beside them."""
+        return [self.group, *self.beside]
+
+    def _clear_waiting(self) -> list[Job]:
+        return [job for group in self.groups for job in group.waiting.clear()]
+
+    @property
+    def waiting(self) -> int:
+        """Tasks that no replica has."""
+        return sum(len(group.waiting) for group in self.groups)
 
     def _go_on(self, running: Job, again: Job) -> None:
         """The message of a task that runs here, or has ended here, was delivered again."""
@@ -253,7 +291,7 @@ class ReplicaPool(BasePool):
     @property
     def num_processes(self) -> int:
         """Replicas that run or start."""
-        return self.replicas.live
+        return self.replicas.live()
 
     def _get_info(self) -> dict[str, Any]:
         return {
@@ -269,7 +307,13 @@ class ReplicaPool(BasePool):
     def dispatch(self) -> None:
         """Give waiting tasks to replicas with free slots, then tell the autoscaler."""
         self.replicas.resume()
-        while (next_up := self.waiting.next(self.replicas)) is not None:
+        for group in self.groups:
+            self._dispatch(group)
+        self._consider_beside()
+        self.on_change()
+
+    def _dispatch(self, group: Group) -> None:
+        while (next_up := group.waiting.next(self.replicas, group)) is not None:
             job, replica = next_up
             if job.withdrawn():
                 job.stop_timers()
@@ -282,7 +326,17 @@ class ReplicaPool(BasePool):
                 self.serving.keeper.sent(job.claim)
             replica.line.keep(job.frame)
             self.replicas.flush_soon(replica)
-        self.on_change()
+
+    def _consider_beside(self) -> None:
+        """Once per turn of the event loop, if there is anything beside the environment's own replicas."""
+        hub = self.replicas.hub
+        if hub is not None and not self._considering and any(True for _ in self.beside):
+            self._considering = True
+            hub.call_soon(self._consider_now)
+
+    def _consider_now(self) -> None:
+        self._considering = False
+        self.beside.consider()
 
     def accepted(self, replica: Replica, number: int, at: float) -> None:
         """A replica has begun a task."""
@@ -319,26 +373,44 @@ class ReplicaPool(BasePool):
 
     def lost(self, replica: Replica, cause: str) -> None:
         """A replica has ended with tasks: those that it had not begun run elsewhere, the others were lost."""
-        unstarted = [job for job in replica.jobs.values() if job.accepted_at is None]
+        unstarted = [job for job in reversed(replica.jobs.values()) if job.accepted_at is None]
         begun = [job for job in replica.jobs.values() if job.accepted_at is not None]
+        suspects = breaches.suspects(replica)
+        again = breaches.not_at_fault(replica) if not self.stopping.ending else []
         replica.jobs.clear()
         replica.suspended.clear()
         replica.resuming.clear()
         for job in unstarted:
             job.replica = None
-        self.waiting.put_back(unstarted)
+            job.group.waiting.put_back([job])
         for job in begun:
+            if job in again:
+                self._start_over(job, alone=job in suspects)
+                continue
             del self.jobs[job.number]
             job.stop_timers()
             self._redelivery.forget(job)
-            if not job.terminated and not self.stopping.ending:
-                if replica.child.reason is StopReason.TERMINATED:
-                    self._run_again(job, cause)
-                else:
-                    self._lost_while_running(job, cause)
+            if job.terminated or self.stopping.ending:
+                continue
+            if replica.breach is not None:
+                job.fail(breaches.failure(job, replica.breach, self.serving.plan.hostname))
+            elif replica.child.reason is StopReason.TERMINATED:
+                self._run_again(job, cause)
+            else:
+                self._lost_while_running(job, cause)
         if self.stopping.begun:
-            for job in unstarted:
+            for job in [*unstarted, *again]:
                 self.hand_back(job)
+
+    def _start_over(self, job: Job, *, alone: bool) -> None:
+        """A task whose replica has used more than it may, not by the task's fault, or nobody knows."""
+        job.stop_timers()
+        job.replica = job.accepted_at = None
+        if job.claim is not None and self.serving.keeper is not None:
+            self.serving.keeper.forgive(job.claim)
+        if alone:
+            job.group = self.beside.alone(job.group)
+        job.group.waiting.put_back([job])
 
     def _lost_while_running(self, job: Job, cause: str) -> None:
         """Give the task back to the queue, to be run again; a task that was lost too often fails instead."""
@@ -360,8 +432,8 @@ class ReplicaPool(BasePool):
     def _withdraw(self, job: Job) -> None:
         """A task waits no longer."""
         self.jobs.pop(job.number, None)
-        if job in self.waiting:
-            self.waiting.remove(job)
+        if job in job.group.waiting:
+            job.group.waiting.remove(job)
 
     def _unrecorded(self, claim: int | None) -> None:
         """A task's failure could not be stored: it runs again, for its caller would wait for ever."""
@@ -379,32 +451,35 @@ class ReplicaPool(BasePool):
 
     def starts_changed(self) -> None:
         """A replica became ready or failed to: the environment may be failed now."""
-        if self._hopeless():
-            for job in self.waiting.clear():
-                self._fail(job)
+        for group in self.groups:
+            if self._hopeless(group):
+                for job in group.waiting.clear():
+                    self._fail(job)
         self.dispatch()
 
-    def _hopeless(self) -> bool:
+    def _hopeless(self, group: Group) -> bool:
         """Whether a task that comes now is failed at once; the first one after a back-off waits for the attempt."""
-        if not self.starts.failed or self.replicas.count(State.READY):
+        if not group.starts.failed or self.replicas.count(State.READY, group=group):
             return False
-        return bool(self.replicas.count(State.STARTING)) or time.monotonic() < self.starts.not_before
+        return bool(self.replicas.count(State.STARTING, group=group)) or time.monotonic() < group.starts.not_before
 
     def _fail(self, job: Job) -> None:
         self.jobs.pop(job.number, None)
+        starts = job.group.starts
+        beside = "" if job.group is self.group else f" for calls with the override {job.group.name}"
         job.fail(
             RuntimeSystemError(
                 "EnvironmentFailed",
-                f"The environment {self.serving.name!r} cannot start replicas ({self.starts.failures} attempts "
-                f"failed): {self.starts.error}. Its worker keeps trying; the full traceback is in the worker's log.",
+                f"The environment {self.serving.name!r} cannot start replicas{beside} ({starts.failures} attempts "
+                f"failed): {starts.error}. Its worker keeps trying; the full traceback is in the worker's log.",
             )
         )
 
     def hand_back(self, job: Job) -> None:
         """The worker stops before the task has ended, or begun: it is run elsewhere."""
         self.jobs.pop(job.number, None)
-        if job in self.waiting:
-            self.waiting.remove(job)
+        if job in job.group.waiting:
+            job.group.waiting.remove(job)
         if not job.terminated:
             job.terminated = True
             job.fail(Reject("the worker is stopping", requeue=True))
@@ -415,6 +490,8 @@ class ReplicaPool(BasePool):
         """Once per interval: notice what did not happen in time."""
         for replica in list(self.replicas):
             self.replicas.step(replica, Tick())
+            self.retire_if_due(replica)
+        self._consider_beside()
         self.replicas.watch_devices()
         self.on_change()
 
@@ -430,33 +507,37 @@ class ReplicaPool(BasePool):
             job.terminated = True
             job.stop_timers()
             del self.jobs[job.number]
-        self.waiting.clear()
+        self._clear_waiting()
         for replica in self.replicas.in_state(State.READY, State.DRAINING):
             if replica.jobs:
                 replica.jobs.clear()  # when it is gone, nothing of it is to be run again here
                 self.replicas.kill(replica, StopReason.LEASE_LOST)
 
     def start_replicas(self, n: int) -> int:
-        """Revive draining replicas, then start new ones, up to `n`. Returns how many of them were had."""
+        """Revive draining replicas of the environment, then start new ones, up to `n`. Returns how many were had."""
+        if had := self.start_in(self.group, n):
+            self.dispatch()
+        return had
+
+    def start_in(self, group: Group, n: int) -> int:
+        """The same for a group."""
         if self.stopping.begun:
             return 0
         had = 0
-        for replica in self.replicas.in_state(State.DRAINING):
-            if had < n and not self.replicas.used_up(replica):
+        for replica in self.replicas.in_state(State.DRAINING, group=group):
+            if had < n and not self.replicas.used_up(replica) and replica.child.reason is not StopReason.RECYCLED:
                 self.replicas.step(replica, Revive())
                 had += 1
-        while had < n and self.starts.allowed(time.monotonic(), self.replicas.count(State.STARTING)):
-            if not self.replicas.start():
+        while had < n and group.starts.allowed(time.monotonic(), self.replicas.count(State.STARTING, group=group)):
+            if not self.replicas.start(group):
                 break
             had += 1
-        if had:
-            self.dispatch()
         return had
 
     @property
     def live(self) -> int:
-        """Replicas that take tasks, or will."""
-        return self.replicas.live
+        """Replicas of the environment that take tasks, or will."""
+        return self.replicas.live(self.group)
 
     @property
     def devices(self) -> ReplicaDevices | None:
@@ -469,17 +550,26 @@ class ReplicaPool(BasePool):
         return None if self.devices is None else self.devices.obstacle
 
     def observed(self) -> Observed:
-        """The demand that this worker has claimed, and its replicas."""
+        """The demand for the environment's replicas that this worker has claimed, and the replicas."""
+        return self.observed_in(self.group)
+
+    def observed_in(self, group: Group) -> Observed:
+        """The same for a group."""
+        replicas = self.replicas.of(group)
         return Observed(
-            ready=len(self.waiting),
-            running=len(self.jobs) - len(self.waiting) - self.suspended,
-            suspended=self.suspended,
-            starting=self.replicas.count(State.STARTING),
-            draining=self.replicas.count(State.DRAINING),
+            ready=len(group.waiting),
+            running=sum(replica.running for replica in replicas),
+            suspended=sum(len(replica.suspended) for replica in replicas),
+            starting=self.replicas.count(State.STARTING, group=group),
+            draining=self.replicas.count(State.DRAINING, group=group),
         )
 
     def views(self) -> list[ReplicaView]:
-        """The replicas as the autoscaler wants to see them."""
+        """The environment's replicas as the autoscaler wants to see them."""
+        return self.views_of(self.group)
+
+    def views_of(self, group: Group) -> list[ReplicaView]:
+        """The same for a group; not those that go anyway as soon as others have come."""
         return [
             ReplicaView(
                 number=replica.number,
@@ -489,7 +579,8 @@ class ReplicaPool(BasePool):
                 idle_since=replica.child.idle_since,
                 started_at=replica.child.started_at,
             )
-            for replica in self.replicas
+            for replica in self.replicas.of(group)
+            if replica.retiring is None
         ]
 
     def drain(self, numbers: Iterable[int], reason: StopReason) -> None:
@@ -497,3 +588,17 @@ class ReplicaPool(BasePool):
         for number in numbers:
             if (replica := self.replicas.get(number)) is not None:
                 self.replicas.step(replica, Drain(reason))
+
+    # -- Recycling ---------------------------------------------------------------------------------------------------
+
+    def used(self, replica: Replica) -> None:
+        """What a replica uses has changed."""
+        self.retire_if_due(replica)
+
+    def retire_if_due(self, replica: Replica) -> None:
+        """Have a replica replaced that has lived long enough: it works on until another one is ready."""
+        if self.stopping.begun:
+            return
+        if self.replicas.retire_if_due(replica):
+            self.on_change()
+            self._consider_beside()

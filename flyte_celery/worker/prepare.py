@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from celery.utils.nodenames import gethostname
@@ -31,14 +32,19 @@ from ..queues import TYPE_ARGUMENT, environment_queue
 from ..registry import check_conflicts
 from ..replica.application import find
 from ..replica.plan import Logging, ReplicaPlan
+from ..reuse import ReusePolicy
 from ..settings import Settings, redacted
+from ..supervisor.confinement import Confinement
 from ..supervisor.lifecycle import Patience
 from ..variables import as_environ
 from . import transport
+from .beside import ONE_CORE
+from .bounds import Machine, confinement, share, thread_variables, unenforced
 from .keeper import Keeper
 from .pool import ReplicaPool
 from .promises import is_amqp, weaker_promises
-from .provisions import CannotProvide, Provisions, provide
+from .provisions import CannotProvide, Provisions, provide, secrets_for
+from .recycling import Recycling
 from .serving import Serving
 
 #: Seconds that a worker waits at its start for a broker that does not answer before it gives up.
@@ -251,22 +257,34 @@ def _serving(
 ) -> Serving:
     options = worker.options
     settings = Settings.from_environ(os.environ)
-    policy = environment.reusable
-    if policy is None:
-        limits = Limits(0, worker.concurrency, 1, scaledown_ttl=0.0, idle_ttl=0.0)
-        max_tasks: int | None = 1
-    else:
-        low, high = policy.min_replicas, policy.max_replicas
-        if options.get("autoscale"):
-            high, low = options["autoscale"]
-        limits = Limits(
-            low,
-            high,
+    resources = environment.resources
+    try:
+        confined = confinement(resources, settings)
+    except ValueError as exc:
+        raise CannotServe(f"The resources of environment {environment.name!r} cannot be given: {exc}") from None
+
+    def limits_of(policy: ReusePolicy) -> Limits:
+        return Limits(
+            policy.min_replicas,
+            policy.max_replicas,
             policy.concurrency,
             scaledown_ttl=_seconds(options.get("scaledown_ttl"), settings.scaledown_ttl, policy.scaledown_ttl),
             idle_ttl=_seconds(options.get("idle_ttl"), settings.idle_ttl, policy.idle_ttl),
         )
+
+    policy = environment.reusable
+    if policy is None:
+        most = worker.concurrency if _is_given(worker) else Machine.here().holds(share(resources, ONE_CORE))
+        limits = Limits(0, most, 1, scaledown_ttl=0.0, idle_ttl=0.0)
+        max_tasks: int | None = 1
+    else:
+        limits = limits_of(policy)
+        if options.get("autoscale"):
+            high, low = options["autoscale"]
+            limits = replace(limits, lowest=low, highest=high)
         max_tasks = worker.max_tasks_per_child or None
+    environ = as_environ(environment.env_vars)
+    environ |= thread_variables(resources, {**os.environ, **environ})
     devices = None
     if (wanted := device_of(environment)) is not None:
         devices = Leases(settings.device_locks or default_directory(), wanted, host.accelerators)
@@ -302,8 +320,27 @@ def _serving(
         weaker=None if keeper is not None else _weaker(worker.app, environment, broker_url),
         redelivers=is_amqp(broker_url),
         fenced=keeper is not None and keeper.shares_server_with(worker.app.backend),
-        environ=as_environ(environment.env_vars),
-        warnings=provisions.warnings,
+        environ=environ,
+        inherited=dict(os.environ),
+        confinement=confined,
+        recycling=_recycling(worker, settings, confined),
+        limits_of=limits_of,
+        warnings=(*provisions.warnings, *unenforced(resources)),
+        find_secrets=partial(secrets_for, worker.app, environment.name),
+    )
+
+
+def _is_given(worker: Any) -> bool:
+    """Whether somebody has said how many processes the worker has."""
+    return bool(worker.options.get("concurrency") or worker.app.conf.worker_concurrency)
+
+
+def _recycling(worker: Any, settings: Settings, confined: Confinement) -> Recycling:
+    kilobytes = worker.max_memory_per_child
+    return Recycling(
+        max_memory=None if not kilobytes else int(kilobytes) * 1024,
+        max_age=worker.options.get("max_age") or settings.max_age,
+        files=confined.files,
     )
 
 

@@ -26,7 +26,6 @@ from ..supervisor.lifecycle import (
     Kill,
     Load,
     Ready,
-    Starts,
     StartupFailed,
     State,
     Stop,
@@ -34,17 +33,41 @@ from ..supervisor.lifecycle import (
     describe_exit,
     step,
 )
-from ..supervisor.processes import Ended, Forked, Launcher, LauncherEnded, Preloaded, PreloadFailed, kill
+from ..supervisor.processes import (
+    Broke,
+    Ended,
+    Enforces,
+    Forked,
+    Launcher,
+    LauncherEnded,
+    Preloaded,
+    PreloadFailed,
+    Start,
+    Used,
+    kill,
+)
+from ..supervisor.watchdog import Breach, Usage
 from ..supervisor.wire import Line
+from .breaches import stop_reason
 from .devices import ReplicaDevices
+from .groups import Group
 from .job import Job
+from .recycling import Life
 from .serving import Serving
 
 logger = get_logger("flyte_celery.worker")
 
+#: Seconds after which a replica that is to be replaced goes when nobody has asked for another one.
+REPLACEMENT_PATIENCE = 3.0
+
 
 class Owner(Protocol):
     """Whom the replicas report to: the pool."""
+
+    @property
+    def groups(self) -> list[Group]:
+        """All kinds of replicas that there are."""
+        ...
 
     def accepted(self, replica: Replica, number: int, at: float) -> None:
         """A task has begun."""
@@ -61,6 +84,9 @@ class Owner(Protocol):
     def starts_changed(self) -> None:
         """A replica has become ready, or failed to."""
 
+    def used(self, replica: Replica) -> None:
+        """What a replica uses has changed."""
+
 
 @dataclass(slots=True, eq=False)
 class Replica:
@@ -68,6 +94,9 @@ class Replica:
 
     child: Child
     line: Line
+    group: Group
+    #: When it is to be replaced.
+    life: Life
     pid: int = 0
     #: Its devices, None when it needs none.
     lease: Lease | None = None
@@ -81,6 +110,12 @@ class Replica:
     suspended: set[int] = field(default_factory=set)
     #: Of the suspended ones, those that ask for a slot, first come first.
     resuming: deque[int] = field(default_factory=deque)
+    #: What it uses, as last told by the launcher.
+    usage: Usage = field(default_factory=Usage)
+    #: What it was killed for using.
+    breach: Breach | None = None
+    #: Since when (monotonic seconds) it is to end as soon as another one has taken its place; None: it is not.
+    retiring: float | None = None
 
     @property
     def running(self) -> int:
@@ -107,9 +142,8 @@ class Replica:
 class Replicas:
     """All replicas of one worker, in order of age."""
 
-    def __init__(self, serving: Serving, starts: Starts, owner: Owner) -> None:
+    def __init__(self, serving: Serving, owner: Owner) -> None:
         self._serving = serving
-        self._starts = starts
         self._owner = owner
         #: What gives replicas their devices, None when they need none.
         self.devices: ReplicaDevices | None = None
@@ -132,18 +166,29 @@ class Replicas:
         """The replica with this number, while it exists."""
         return self._replicas.get(number)
 
-    def in_state(self, *states: State) -> list[Replica]:
-        """Replicas in one of these states, oldest first."""
-        return [replica for replica in self if replica.child.state in states]
+    def of(self, group: Group) -> list[Replica]:
+        """The replicas of a group, oldest first."""
+        return [replica for replica in self if replica.group is group]
 
-    def count(self, *states: State) -> int:
+    def in_state(self, *states: State, group: Group | None = None) -> list[Replica]:
+        """Replicas in one of these states, oldest first, of one group or all."""
+        return [
+            replica for replica in self if replica.child.state in states and (group is None or replica.group is group)
+        ]
+
+    def count(self, *states: State, group: Group | None = None) -> int:
         """How many are in one of these states."""
-        return len(self.in_state(*states))
+        return len(self.in_state(*states, group=group))
 
-    @property
-    def live(self) -> int:
-        """Replicas that take tasks, or will, without those that take no more and only wait for children."""
-        return sum(not self._parked(replica) for replica in self.in_state(State.STARTING, State.READY))
+    def live(self, group: Group | None = None) -> int:
+        """Replicas that take tasks and go on doing so, or will.
+
+        Not those that take no more and only wait for children, nor those that go when another one has come.
+        """
+        return sum(
+            replica.retiring is None and not self._parked(replica)
+            for replica in self.in_state(State.STARTING, State.READY, group=group)
+        )
 
     def _parked(self, replica: Replica) -> bool:
         return bool(replica.suspended) and not replica.running and self.used_up(replica)
@@ -158,24 +203,25 @@ class Replicas:
                 self.flush(replica)
 
     def _has_slot(self, replica: Replica) -> bool:
-        if self._parked(replica) and self.live >= self._serving.limits.highest:
+        if self._parked(replica) and self.live(replica.group) >= replica.group.limits.highest:
             return False
         job = replica.jobs.get(replica.resuming[0])
         if job is None or job.terminated or job.exceeded is not None:
             return True
         if job.alone or replica.alone:
             return not replica.running
-        return replica.running < self._serving.limits.concurrency
+        return replica.running < replica.group.limits.concurrency
 
-    def with_free_slot(self, besides: Replica | None = None) -> Replica | None:
-        """The oldest ready replica that can take a task beside those that it has.
+    def with_free_slot(self, group: Group, besides: Replica | None = None) -> Replica | None:
+        """The oldest ready replica of a group that can take a task beside those that it has.
 
         Args:
+            group: The group.
             besides: One that is kept free.
         """
-        limit = self._serving.limits.concurrency
+        limit = group.limits.concurrency
         for replica in self:
-            if replica.alone or replica.resumes_alone or replica is besides:
+            if replica.group is not group or replica.alone or replica.resumes_alone or replica is besides:
                 continue
             if limit > replica.running + len(replica.resuming) and self.takes(replica):
                 return replica
@@ -187,7 +233,7 @@ class Replicas:
 
     def used_up(self, replica: Replica) -> bool:
         """Whether it may take no more tasks in its life."""
-        most = self._serving.max_tasks
+        most = replica.group.max_tasks
         return most is not None and replica.served + len(replica.jobs) >= most
 
     # -- Processes ---------------------------------------------------------------------------------------------------
@@ -200,20 +246,24 @@ class Replicas:
         if self.hub is not None:
             self.hub.add_reader(self._launcher.line.fileno(), self._on_launcher)
 
-    def start(self) -> bool:
+    def start(self, group: Group) -> bool:
         """Ask for one more replica. Returns False when the host has no free device for it."""
         if self._launcher is None:
             self.launch()
         assert self._launcher is not None
         number = self._last_number + 1
-        variables, lease = {REPLICA_VARIABLE: str(number)}, None
+        variables: dict[str, str | None] = {**group.environ, REPLICA_VARIABLE: str(number)}
+        lease = None
         if self.devices is not None:
             if (lease := self.devices.take(number)) is None:
                 return False
             variables |= lease.variables
         self._last_number = number
-        line = self._launcher.start(number, variables, lease.files if lease is not None else ())
-        replica = Replica(Child(number, time.monotonic(), self._serving.patience), line, lease=lease)
+        start = Start(number, variables, group.confinement, group.fresh, group.plan)
+        line = self._launcher.start(start, lease.files if lease is not None else ())
+        now = time.monotonic()
+        life = Life.begun(self._serving.recycling, group.max_tasks, now)
+        replica = Replica(Child(number, now, self._serving.patience), line, group, life, lease=lease)
         self._replicas[number] = replica
         if lease is not None:
             lease.close()  # from now on the replica has it, and nobody else
@@ -320,6 +370,25 @@ class Replicas:
                 case Forget():
                     self._forget(replica)
 
+    def retire_if_due(self, replica: Replica) -> bool:
+        """Have a replica replaced that has lived long enough; returns whether that is news.
+
+        It goes when a younger one of its group is ready, or when its group needs no other one any more.
+        """
+        if replica.child.state is not State.READY:
+            return False
+        now = time.monotonic()
+        if replica.retiring is not None:
+            coming = self.count(State.STARTING, group=replica.group) or replica.group.starts.failures
+            if not coming and now - replica.retiring > REPLACEMENT_PATIENCE:
+                self.step(replica, Drain(StopReason.RECYCLED))
+            return False
+        why = replica.life.over(replica.served, replica.usage, now)
+        if why is not None:
+            logger.info("%s: replica %d is to be replaced: %s", self._serving.name, replica.number, why)
+            replica.retiring = now
+        return why is not None
+
     def release(self, replica: Replica, number: int) -> None:
         """A task has left a replica."""
         if replica.jobs.pop(number, None) is None:
@@ -328,6 +397,8 @@ class Replicas:
         replica.served += 1
         if self.used_up(replica):
             self.step(replica, Drain(StopReason.USED_UP))
+        elif replica.life.tasks is not None:
+            self.retire_if_due(replica)
         self.step(replica, Load(len(replica.jobs)))
 
     def _forget_wait(self, replica: Replica, number: int) -> None:
@@ -375,7 +446,10 @@ class Replicas:
             hooks * 1000,
             replica.pid,
         )
-        self._starts.succeeded()
+        replica.group.starts.succeeded()
+        others = self.in_state(State.READY, group=replica.group)
+        if (old := next((each for each in others if each.retiring is not None), None)) is not None:
+            self.step(old, Drain(StopReason.RECYCLED))
         self._owner.starts_changed()
 
     def _on_launcher(self) -> None:
@@ -391,6 +465,15 @@ class Replicas:
                     if (replica := self._replicas.get(number)) is not None:
                         self._drain_line(replica)
                         self.step(replica, Exited(status))
+                case Broke(number, breach):
+                    if (replica := self.get(number)) is not None:
+                        self._broke(replica, breach)
+                case Used(number, used):
+                    if (replica := self.get(number)) is not None:
+                        replica.usage = used
+                        self._owner.used(replica)
+                case Enforces(how):
+                    logger.info("%s: limits of replicas are enforced %s", self._serving.name, how)
                 case Preloaded(seconds):
                     logger.info("%s: application preloaded in %.0f ms", self._serving.name, seconds * 1000)
                 case PreloadFailed(error):
@@ -401,6 +484,13 @@ class Replicas:
                 case LauncherEnded(status):
                     self._launcher_ended(status)
 
+    def _broke(self, replica: Replica, breach: Breach) -> None:
+        """The launcher is killing it, and what it came to send of its tasks has been sent."""
+        replica.breach = breach
+        replica.doomed = True
+        if replica.child.reason is None:
+            replica.child.reason = stop_reason(breach)
+
     def _drain_line(self, replica: Replica) -> None:
         """Read what a replica wrote before it ended: results that were stored must not be run again."""
         if not replica.line.closed:
@@ -408,14 +498,15 @@ class Replicas:
 
     def _give_up(self, error: str) -> None:
         # Starting again would fail the same way, so this counts as all the attempts at once.
-        while not self._starts.failed:
-            self._starts.failed_once(error, time.monotonic())
+        for starts in {id(group.starts): group.starts for group in self._owner.groups}.values():
+            while not starts.failed:
+                starts.failed_once(error, time.monotonic())
 
     def _launcher_ended(self, status: int | None) -> None:
         if self._launcher is not None:
             self._unwatch(self._launcher.line)
             self._launcher = None
-        if self.live:
+        if self.live():
             logger.warning("%s: the launcher %s", self._serving.name, describe_exit(status))
         for replica in list(self):
             if replica.pid:
@@ -425,12 +516,13 @@ class Replicas:
         self._owner.starts_changed()
 
     def _count_failure(self, replica: Replica, error: str) -> None:
-        self._starts.failed_once(error, time.monotonic(), replica.child.started_at)
+        starts = replica.group.starts
+        starts.failed_once(error, time.monotonic(), replica.child.started_at)
         logger.error(
             "%s: replica %d did not start (%d in a row): %s",
             self._serving.name,
             replica.number,
-            self._starts.failures,
+            starts.failures,
             error,
         )
 

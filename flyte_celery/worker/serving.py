@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from ..autoscaler.decide import Limits
@@ -9,9 +10,14 @@ from ..environment import TaskEnvironment
 from ..gpu.host import Host
 from ..gpu.leases import Leases
 from ..replica.plan import ReplicaPlan
+from ..reuse import ReusePolicy
+from ..secret import SecretRequest
+from ..secret_sources import Secrets
 from ..settings import Settings
+from ..supervisor.confinement import Confinement
 from ..supervisor.lifecycle import Patience
 from .keeper import Keeper
+from .recycling import Recycling
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,17 @@ class Serving:
     fenced: bool = False
     #: Variables set for replicas before user modules are imported.
     environ: dict[str, str] = field(default_factory=dict)
+    #: Variables of the worker itself, which its replicas inherit.
+    inherited: Mapping[str, str] = field(default_factory=dict, repr=False)
+    #: What one replica may use.
+    confinement: Confinement = field(default_factory=Confinement)
+    recycling: Recycling = field(default_factory=Recycling)
+    #: The bounds that a policy means here, options and settings of the worker included.
+    limits_of: Callable[[ReusePolicy], Limits] = lambda policy: Limits(
+        policy.min_replicas, policy.max_replicas, policy.concurrency, scaledown_ttl=30.0, idle_ttl=30.0
+    )
+    #: Finds secrets that a call asks for in place of the environment's; raises `provisions.CannotProvide`.
+    find_secrets: Callable[[SecretRequest | None], Secrets] = lambda _: Secrets()
     #: What the worker's log says at its start, beside what is served.
     warnings: tuple[str, ...] = ()
 

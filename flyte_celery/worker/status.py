@@ -27,6 +27,10 @@ class ReplicaStatus:
     age: float
     #: Seconds since its last task ended, None while it has tasks or starts.
     idle: float | None
+    #: Bytes of memory that it and its processes held lately.
+    memory: int
+    #: What it was made for, where that is not the environment: an override.
+    beside: str | None
     #: Its devices, in words.
     devices: tuple[str, ...]
 
@@ -86,6 +90,8 @@ def status_of(pool: ReplicaPool, autoscaler: Autoscaler, hostname: str, ready: i
             idle=round(now - replica.child.idle_since, 3)
             if replica.child.state is State.READY and not replica.jobs
             else None,
+            memory=replica.usage.memory,
+            beside=None if replica.group is pool.group else replica.group.name,
             devices=() if replica.lease is None else tuple(replica.lease.labels),
         )
         for replica in pool.replicas
@@ -100,8 +106,8 @@ def status_of(pool: ReplicaPool, autoscaler: Autoscaler, hostname: str, ready: i
         maximum=autoscaler.limits.highest,
         concurrency=autoscaler.limits.concurrency,
         replicas=replicas,
-        waiting=len(pool.waiting),
-        running=len(pool.jobs) - len(pool.waiting) - pool.suspended,
+        waiting=pool.waiting,
+        running=len(pool.jobs) - pool.waiting - pool.suspended,
         suspended=pool.suspended,
         ready=ready,
         dead=None if keeper is None else keeper.dead_letters(),
@@ -110,7 +116,7 @@ def status_of(pool: ReplicaPool, autoscaler: Autoscaler, hostname: str, ready: i
         target=autoscaler.target,
         reason=str(last.reason) if last else None,
         decision=last.text if last else None,
-        failure=pool.starts.error if pool.starts.failed else None,
+        failure=pool.group.starts.error if pool.group.starts.failed else None,
         obstacle=pool.obstacle if last is not None and last.reason is Reason.BLOCKED else None,
         broken={} if pool.devices is None else pool.devices.broken(),
         start_seconds=tuple(round(seconds, 4) for seconds in pool.replicas.start_seconds),

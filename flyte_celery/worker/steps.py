@@ -126,7 +126,7 @@ class AutoscalerStep(bootsteps.StartStopStep):
         limits = self._autoscaler.limits
         pool: ReplicaPool = self._worker.pool
         # With claims the transport itself lets others in for those that wait for their children.
-        suspended = pool.suspended if pool.serving.keeper is None else 0
+        suspended = pool.suspended + pool.beside.claimed if pool.serving.keeper is None else 0
         # While this host has no place for more replicas, what others could run is left to them; but for one replica's
         # work, whose demand makes the autoscaler ask again.
         replicas = limits.highest if pool.obstacle is None else min(limits.highest, pool.live + 1)

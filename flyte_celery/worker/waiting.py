@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from ..supervisor.lifecycle import State
 from .job import Job
-from .replicas import Replica, Replicas
+
+if TYPE_CHECKING:
+    from .groups import Group
+    from .replicas import Replica, Replicas
 
 
 class Waiting:
@@ -52,17 +56,17 @@ class Waiting:
         self._alone.clear()
         return left
 
-    def next(self, replicas: Replicas) -> tuple[Job, Replica] | None:
-        """A task and the replica that takes it; None when there is no task, or no slot for it."""
-        if self._alone and (replica := self._free_for_one(replicas)) is not None:
+    def next(self, replicas: Replicas, group: Group) -> tuple[Job, Replica] | None:
+        """A task and the replica of the group that takes it; None when there is no task, or no slot for it."""
+        if self._alone and (replica := self._free_for_one(replicas, group)) is not None:
             self._kept_free = None
             return self._alone.popleft(), replica
-        if self._jobs and (replica := replicas.with_free_slot(besides=self._kept_free)) is not None:
+        if self._jobs and (replica := replicas.with_free_slot(group, besides=self._kept_free)) is not None:
             return self._jobs.popleft(), replica
         return None
 
-    def _free_for_one(self, replicas: Replicas) -> Replica | None:
-        ready = [replica for replica in replicas.in_state(State.READY) if replicas.takes(replica)]
+    def _free_for_one(self, replicas: Replicas, group: Group) -> Replica | None:
+        ready = [replica for replica in replicas.in_state(State.READY, group=group) if replicas.takes(replica)]
         empty = next((replica for replica in ready if not replica.running and not replica.resuming), None)
         if empty is None and self._kept_free not in ready:
             shared = [replica for replica in ready if not replica.alone]

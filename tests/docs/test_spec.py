@@ -253,7 +253,7 @@ def test_004_reuse() -> None:
 
 
 def test_004_a_task_that_raises_oom_error_is_called_again_with_more_memory() -> None:
-    """The block's control flow; the platform's part of it is still to come, see below."""
+    """The block's control flow; for the platform's part of it see below."""
     env = flyte.TaskEnvironment(name="spec-retry", resources=flyte.Resources(memory="4Gi"))
     calls: list[str] = []
 
@@ -362,9 +362,6 @@ def test_004_sync_children_are_awaited_on_a_worker(project: Path) -> None:
     assert run_python(project, code).strip() == "[2, 4, 6]"
 
 
-@pytest.mark.xfail(
-    raises=AssertionError, reason="memory limits are not enforced yet, so nothing is retried with more", strict=True
-)
 def test_004_a_task_that_runs_out_of_memory_is_retried_with_more(project: Path) -> None:
     """64 MiB are not enough for 200 MiB, 16 GiB are: two attempts."""
     run_python(project, "import proj, retry; retry.main.delay(200).get(timeout=30)")

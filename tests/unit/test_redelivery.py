@@ -6,12 +6,16 @@ from typing import Any
 
 import pytest
 
+from flyte_celery.autoscaler.decide import Limits
+from flyte_celery.supervisor.lifecycle import Starts
 from flyte_celery.worker import redelivery
+from flyte_celery.worker.groups import Group
 from flyte_celery.worker.job import Job
 from flyte_celery.worker.promises import is_amqp, weaker_promises
 from flyte_celery.worker.redelivery import Attempts, Redelivery, returns
 
 AGAIN = {"delivery_info": {"redelivered": True}}
+GROUP = Group("env", Limits(0, 1, 1, 0.0, 0.0), Starts(3, 1.0, 60.0), None)
 OUTCOME = ("ok", False, 1, 0.1)
 
 
@@ -21,7 +25,9 @@ def job(task_id: str = "a", retries: int = 0) -> Job:
     def ignore(*_: Any) -> None:
         pass
 
-    return Job(1, "env.f", task_id, b"", ignore, ignore, ignore, ignore, None, None, True, ignore, 0.0, retries=retries)
+    return Job(
+        1, "env.f", task_id, b"", ignore, ignore, ignore, ignore, None, None, True, ignore, 0.0, GROUP, retries=retries
+    )
 
 
 def test_attempts_count_for_each_message_until_the_task_ends() -> None:

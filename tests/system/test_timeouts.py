@@ -32,8 +32,8 @@ SOURCE = """
 
     app = flyte.init()
     notes = redis.Redis.from_url(os.environ["FLYTE_CELERY_BROKER_URL"], decode_responses=True)
-    aio = flyte.TaskEnvironment("aio", reusable=flyte.ReusePolicy(replicas=1, concurrency=10, idle_ttl=3600))
-    snc = flyte.TaskEnvironment("snc", reusable=flyte.ReusePolicy(replicas=1, idle_ttl=3600))
+    aio = flyte.TaskEnvironment("timed", reusable=flyte.ReusePolicy(replicas=1, concurrency=10, idle_ttl=3600))
+    snc = flyte.TaskEnvironment("timed-sync", reusable=flyte.ReusePolicy(replicas=1, idle_ttl=3600))
     soon = flyte.RetryStrategy(2, flyte.Backoff(timedelta(milliseconds=10)))
 
 
@@ -173,7 +173,7 @@ def project(
     """A project with a worker for each environment."""
     project = Project(tmp_path_factory.mktemp("timeouts"), redis_server.url(next(_redis_databases)))
     project.write(SOURCE, "timeouts_project")
-    for environment in ("aio", "snc"):
+    for environment in ("timed", "timed-sync"):  # no names of other tests, for this process has all of them
         env = {"FLYTE_CELERY_CANCEL_PATIENCE": str(PATIENCE_OF_WORKER)}
         project.start(environment, app="timeouts_project", env=env, ready=False)
     for worker in project.workers:
@@ -355,7 +355,7 @@ def test_a_message_that_was_submitted_too_long_ago_never_begins(
         old = {"flyte_celery_times": {"submitted": time.time() - 60, "queued": time.time() - 60}}
         message = task.s(f"old-{name}", 0)
         headers = {**message.options["headers"], **old}
-        result = project.send("aio.sleep", f"old-{name}", 0, headers=headers)
+        result = project.send("timed.sleep", f"old-{name}", 0, headers=headers)
         with pytest.raises(error):
             result.get(timeout=PATIENCE)
         assert notes(f"old-{name}") == []

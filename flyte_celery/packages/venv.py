@@ -117,7 +117,7 @@ def _build(home: Path, wanted: list[Install], constraints: list[str], installer:
     began = time.monotonic()
     installer.say(f"Building the virtual environment {home} with {installer.name}")
     try:
-        with _terminable():
+        with installer.interruptible():
             installer.create(home)
             file = home / "constraints.txt"
             file.write_text("".join(f"{line}\n" for line in constraints))
@@ -147,6 +147,9 @@ class _Installer:
         elif importlib.util.find_spec("uv") is not None:
             self._uv = [sys.executable, "-m", "uv"]
         self._has_pip = importlib.util.find_spec("pip") is not None
+        self._process: subprocess.Popen[str] | None = None
+        #: Which signal has asked to end.
+        self._signal: int | None = None
 
     @property
     def name(self) -> str:
@@ -177,6 +180,31 @@ class _Installer:
             index |= dict.fromkeys(("PIP_EXTRA_INDEX_URL", "UV_EXTRA_INDEX_URL"), urls)
         self._run([*command, "--constraint", str(constraints), *install.arguments()], index)
 
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Let SIGINT and SIGTERM end the installer, and only then raise: nothing goes on writing behind our back."""
+
+        def end(signum: int, frame: FrameType | None) -> None:
+            self._signal = signum
+            self._kill()
+
+        before = {signum: signal.signal(signum, end) for signum in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+            self._end_if_asked()
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+    def _end_if_asked(self) -> None:
+        if self._signal is not None:
+            raise SystemExit(128 + self._signal)
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
     def _run(self, command: list[str], environ: Mapping[str, str]) -> None:
         # The lock goes with the child: if this process is killed, nobody builds beside what is left of it.
         with subprocess.Popen(
@@ -188,17 +216,19 @@ class _Installer:
             text=True,
             errors="replace",
             pass_fds=[self._lock],
+            start_new_session=True,  # pip starts processes of its own, which are to end with it
         ) as process:
             assert process.stdout is not None
+            self._process = process
+            if self._signal is not None:  # it came while the process was being made
+                self._kill()
             tail: deque[str] = deque(maxlen=_TAIL)
-            try:
-                for line in process.stdout:
-                    if text := line.rstrip():
-                        tail.append(text)
-                        self.say(text)
-            except BaseException:
-                process.kill()
-                raise
+            for line in process.stdout:
+                if text := line.rstrip():
+                    tail.append(text)
+                    self.say(text)
+        self._process = None
+        self._end_if_asked()
         if process.returncode:
             lines = "\n".join(f"  {line}" for line in tail)
             raise CannotBuild(
@@ -267,20 +297,6 @@ def _lock(path: Path, say: Callable[[str], None]) -> Iterator[int]:
             say("Another process builds this virtual environment; waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield file.fileno()
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM raise, so that what is half made is taken away."""
-
-    def end(signum: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + signum)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _ignore_in_git(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import sys
@@ -131,6 +132,13 @@ def test_readings_of_a_process_that_is_gone_are_zero() -> None:
     gone.wait()
     assert usage.held(gone.pid) == usage.own(gone.pid) == usage.shares([gone.pid]) == usage.open_files(gone.pid) == 0
     assert usage.kinship(gone.pid) is None
+
+
+def test_shared_memory_that_nobody_shares_counts_once() -> None:
+    before = usage.own(os.getpid())
+    with mmap.mmap(-1, 64 * MIB) as block:
+        block.write(b"x" * len(block))
+        assert usage.own(os.getpid()) - before == pytest.approx(len(block), rel=0.2)
 
 
 def test_readings_of_this_process() -> None:

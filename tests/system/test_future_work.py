@@ -81,6 +81,18 @@ def runs(project: Project, attempt: int) -> dict[int, int]:
         return {int(n): int(times) for n, times in client.hgetall(f"attempt-{attempt}").items()}  # type: ignore[union-attr]
 
 
+def begun(project: Project, attempt: int) -> int:
+    """How many numbers' attempts have begun."""
+    with redis.Redis.from_url(project.url) as client:
+        return int(client.hlen(f"attempt-{attempt}"))
+
+
+def claimed(project: Project) -> bool:
+    """Whether some worker holds a claim."""
+    with redis.Redis.from_url(project.url) as client:
+        return any(client.scan_iter(names.claims_key("*", "*")))
+
+
 def publish_many(project: Project, task: str, number: int) -> None:
     """Submit by name, without results: this is about the messages."""
     with project.celery_app.producer_pool.acquire() as producer:
@@ -99,17 +111,20 @@ def wait_while_it_grows(project: Project, count: Callable[[], int], number: int)
 @pytest.mark.parametrize(("ending", "number"), [("kill", 10_000), ("terminate", 500)])
 def test_ten_thousand_retries_survive_their_worker(project: Project, ending: str, number: int) -> None:
     """Every first attempt fails, the worker goes while all of them wait, and the next one runs each once more."""
-    first = start(project, "aio", 3600.0)
+    patient = {"FLYTE_CELERY_LEASE": "300"}  # no busy machine is to make a worker lose its lease here
+    first = start(project, "aio", 3600.0, **patient)
     publish_many(project, "aio.second_time", number)
     wait_while_it_grows(project, lambda: parked(project, "aio"), number)
+    project.wait(lambda: project.status("aio")["running"] == 0, 60, "the first attempts' ends")
+    project.wait(lambda: not claimed(project), 60, "their acknowledgements")
     getattr(first, ending)()
     first.wait()
     assert parked(project, "aio") == number
     with redis.Redis.from_url(project.url) as client:  # not to wait for an hour
         later = Later(client, "aio")
         assert later.hurry(entry for entry, _ in later.entries()) == number
-    start(project, "aio")
-    wait_while_it_grows(project, lambda: len(runs(project, 1)), number)
+    start(project, "aio", **patient)
+    wait_while_it_grows(project, lambda: begun(project, 1), number)
     assert runs(project, 0) == dict.fromkeys(range(number), 1)
     assert runs(project, 1) == dict.fromkeys(range(number), 1)
     assert parked(project, "aio") == 0

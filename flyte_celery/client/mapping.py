@@ -223,7 +223,7 @@ class _Flight:
                     self._exhausted = True
                     break
                 spent += time.monotonic() - asked
-                self._slow = spent > PATIENCE
+                self._slow = self._mapped.may_block and spent > PATIENCE
                 self._add(*call)
                 free -= 1
         return len(self.waiting) > taken

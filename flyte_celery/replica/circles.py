@@ -32,6 +32,9 @@ PATIENCE = 1.0
 #: Seconds between two looks at the waits of this replica.
 INTERVAL = 0.5
 
+#: Results that a task waits for whose wait is noted: one of more is long on its way, and a long text to note.
+MOST = 100
+
 #: Looks without any wait after which the thread ends.
 _IDLE_LOOKS = 20
 
@@ -71,7 +74,7 @@ class CircleWatch:
         idle = 0
         while idle < _IDLE_LOOKS:
             time.sleep(INTERVAL)
-            lasting = self._suspended.lasting(PATIENCE)
+            lasting = self._suspended.lasting(PATIENCE, MOST)
             idle = idle + 1 if lasting is None and not self._entries else 0
             if lasting or self._entries:
                 try:
@@ -79,7 +82,7 @@ class CircleWatch:
                 except (redis.RedisError, OSError) as exc:
                     logger.debug("Waits are not noted now: %s", exc)
         self._thread = None
-        if self._suspended.lasting(0) is not None:  # one has begun meanwhile
+        if self._suspended.lasting(0, MOST) is not None:  # one has begun meanwhile
             self.begin()
 
     def _look(self, waits: Waits, lasting: dict[str, tuple[str, list[str]]]) -> None:

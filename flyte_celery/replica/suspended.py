@@ -205,8 +205,12 @@ class Suspended:
 
     # -- Waits that never end ----------------------------------------------------------------------------------------
 
-    def lasting(self, seconds: float) -> dict[str, tuple[str, list[str]]] | None:
+    def lasting(self, seconds: float, most: int) -> dict[str, tuple[str, list[str]]] | None:
         """The tasks that wait for results alone, all their waits for at least so many seconds.
+
+        Args:
+            seconds: How long.
+            most: Results; tasks that wait for more are left out.
 
         Returns:
             By the ids of the tasks, each with its name and the ids of the results; None when no task waits at all.
@@ -217,11 +221,14 @@ class Suspended:
             lasting = [
                 (task, [wait.awaited for wait in task.waits if wait.awaited is not None])
                 for task in waiting
-                if all(wait.awaited is not None and wait.since <= latest for wait in task.waits)
+                if len(task.waits) <= most
+                and all(wait.awaited is not None and wait.since <= latest for wait in task.waits)
             ]
-        found = {
-            task.id: (task.chain[-1], sorted({id for each in awaited for id in each()})) for task, awaited in lasting
-        }
+        found = {}
+        for task, awaited in lasting:
+            ids = sorted({each for ask in awaited for each in ask()})
+            if len(ids) <= most:
+                found[task.id] = task.chain[-1], ids
         return found if waiting else None
 
     def fail(self, task_id: str, awaited: str, error: BaseException) -> None:

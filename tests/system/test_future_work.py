@@ -107,11 +107,11 @@ def wait_while_it_grows(project: Project, count: Callable[[], int], number: int)
         project.wait(lambda before=before: count() > before, 60, f"more than {before} of {number}")  # type: ignore[misc]
 
 
-@pytest.mark.slow
 #: Retries that wait when their worker goes; `RETRIES=10000` by hand, which takes minutes.
 RETRIES = int(os.environ.get("RETRIES", "1000"))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("ending", "number"), [("kill", RETRIES), ("terminate", RETRIES // 4)])
 def test_many_retries_survive_their_worker(project: Project, ending: str, number: int) -> None:

@@ -22,6 +22,9 @@ _MARK = "FLYTE_CELERY_TEST_RUN"
 #: Processes that the standard library starts once and keeps until the interpreter ends.
 _KEPT_BY_PYTHON = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 
+#: A folder whose tests share one project.
+_SHARED_BY_FOLDER = Path(__file__).parent / "system" / "semantics"
+
 # Examples are not timed: on a loaded machine any single one may be slow. The timeout of the test still holds.
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
@@ -30,6 +33,14 @@ hypothesis.settings.load_profile("tests")
 def pytest_configure() -> None:
     """Mark this run before anything starts a process."""
     os.environ[_MARK] = str(os.getpid())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep together what shares an expensive fixture, when several processes run the tests: a file, or one folder."""
+    for item in items:
+        shared = _SHARED_BY_FOLDER in item.path.parents
+        item.add_marker(pytest.mark.xdist_group(str(_SHARED_BY_FOLDER if shared else item.path)))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -290,6 +290,7 @@ def variables(project: Project) -> dict[str, str]:
         "FLYTE_CELERY_SECRETS_DIR": str(project.folder / "secrets"),
         "ENVIRONMENT_KEY": PLANTED["environment"],
         "FLYTE_CELERY_START_BACKOFF": "0.05",
+        "FLYTE_CELERY_DEVICES": "L4:1",
     }
 
 

@@ -42,9 +42,13 @@ async def asynchronous(x: int) -> int:
 class PodTemplate:
     pod_spec = "spec"
 
+    def __repr__(self) -> str:
+        return "PodTemplate()"  # ids of tests are the same in every process
+
 
 class Plugin:
-    pass
+    def __repr__(self) -> str:
+        return "Plugin()"
 
 
 class ReusablePlugin:

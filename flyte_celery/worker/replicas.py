@@ -302,7 +302,8 @@ class Replicas:
             replica.line.flush()
         elif replica not in self._unwritten:
             if not self._unwritten:
-                self.hub.call_soon(self._write_all)
+                # Not `call_soon`: what a timer asks for by that waits until the loop has polled, a second or more.
+                self.hub.call_later(0, self._write_all)
             self._unwritten.append(replica)
 
     def _write_all(self) -> None:

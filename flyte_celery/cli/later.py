@@ -11,7 +11,7 @@ from celery.bin.base import CeleryCommand
 
 from ..fleet.later import Later
 from ..names import queue_name
-from .dead import chosen
+from .chosen import check_chosen, chosen
 from .fleet import fleet_client
 from .known import known_environment, wanted_environments
 
@@ -61,8 +61,7 @@ def drop_later(ctx: click.Context, environment: str, ids: tuple[str, ...], every
 
 
 def _work(ctx: click.Context, environment: str, ids: tuple[str, ...], everything: bool) -> tuple[Later, list[str]]:
-    if bool(ids) == everything:
-        raise click.UsageError("Name the ids of tasks, or say --all.")
+    check_chosen(ids, everything)
     app = ctx.obj.app
     work = Later(fleet_client(app), queue_name(known_environment(environment, app)))
     return work, [task_id for task_id, _ in work.entries()] if everything else list(ids)

@@ -236,7 +236,7 @@ class TestAWorkerThatIsToldToStop:
         project.wait(lambda: project.status("one-by-one")["running"] == 1, description="a running task")
         project.wait(lambda: project.status("one-by-one")["waiting"] == 2, description="two that wait")
         worker.terminate()
-        project.wait(lambda: project.depth("one-by-one") == 2, 1.0, "two tasks that are back in the queue")
+        project.wait(lambda: project.depth("one-by-one") == 2, 5.0, "two tasks that are back in the queue")
         gate.touch()
         pid = running.get(timeout=PATIENCE)
         assert worker.wait() == 0

@@ -173,9 +173,9 @@ def test_the_time_of_any_client_is_kept(project: Project, when: str) -> None:
 
 def test_an_environment_with_only_future_work_goes_to_zero_and_wakes_in_time(project: Project) -> None:
     start(project, "aio", 1.0, "--idle-ttl", "0.5")
-    result = project.send("aio.pid", countdown=4)
+    result = project.send("aio.pid", countdown=8)
     project.wait(lambda: parked(project, "aio") == 1)
-    project.wait(lambda: not project.replicas("aio"), 3.5, "no replica while nothing is due")
+    project.wait(lambda: not project.replicas("aio"), 7.0, "no replica while nothing is due")
     assert result.get(timeout=PATIENCE) > 0
     assert project.replicas("aio")
 

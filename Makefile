@@ -3,6 +3,7 @@
 #   make setup    .venv with the exact versions of constraints.txt
 #   make test     setup, lint and all tests
 #   make test-rabbitmq   tests with RabbitMQ as the broker, which it installs where there is none (Debian)
+#   make test-gpu   tests on this machine's NVIDIA device (with torch in .venv, where it is installed)
 #   make lint     the static checks alone
 #   make format   let ruff rewrite the code
 #   make demo     the example of README.md, from nothing to its summary
@@ -12,7 +13,7 @@
 #   make clean    remove what these commands made
 
 .DEFAULT_GOAL := test
-.PHONY: setup test test-rabbitmq lint format demo bench chaos lock clean
+.PHONY: setup test test-rabbitmq test-gpu lint format demo bench chaos lock clean
 
 # A name on PATH is not enough: a version manager's shim may stand for a version that is not installed, and some
 # systems ship Python without venv.
@@ -32,11 +33,14 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 test: setup lint
-	$(BIN)/python -m pytest tests --ignore=tests/benchmarks --ignore=tests/chaos --ignore=tests/rabbitmq
+	$(BIN)/python -m pytest -n 3 tests --ignore=tests/benchmarks --ignore=tests/chaos --ignore=tests/rabbitmq --ignore=tests/gpu
 
 test-rabbitmq: setup
 	tests/rabbitmq/install
 	$(BIN)/python -m pytest tests/rabbitmq
+
+test-gpu: setup
+	$(BIN)/python -m pytest tests/gpu
 
 lint: setup
 	$(BIN)/ruff check

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any, ClassVar, TypeVar
 
-from .names import CHAIN_HEADER, CUSTOM_CONTEXT_HEADER
+from .names import CHAIN_HEADER, CUSTOM_CONTEXT_HEADER, RUN_CACHE_HEADER
 
 T = TypeVar("T")
 
@@ -76,7 +76,7 @@ class RunContext:
     """`"remote"` in a replica, `"local"` where `flyte.run` runs a task in the calling process."""
 
     attempt_number: int = 0
-    """0 for the first attempt. Always 0 in local runs."""
+    """0 for the first attempt; retries count, and starts that were lost. Always 0 in local runs."""
 
     version: str = ""
     """Version of the deployed code; empty when nobody gave it one."""
@@ -96,6 +96,9 @@ class RunContext:
     chain: tuple[str, ...] = ()
     """This task, and before it those that called it, as `name[id]`; of a very long chain the end."""
 
+    run_cache: str | None = None
+    """`"disable"` where the run uses no cache, `"override"` where it renews what is cached, for all of its tasks."""
+
     data: dict[str, Any] = field(default_factory=dict, compare=False)
     """A place for this task's own notes; nothing here reads it, and child tasks do not get it."""
 
@@ -113,7 +116,6 @@ class RunContext:
     code_bundle: ClassVar[None] = None
     compiled_image_cache: ClassVar[None] = None
     interactive_mode: ClassVar[bool] = False
-    disable_run_cache: ClassVar[bool] = False
 
     @classmethod
     def of_task(
@@ -147,6 +149,7 @@ class RunContext:
             worker=hostname,
             replica=replica,
             custom_context=(headers or {}).get(CUSTOM_CONTEXT_HEADER) or {},
+            run_cache=(headers or {}).get(RUN_CACHE_HEADER),
             chain=(*((headers or {}).get(CHAIN_HEADER) or ()), f"{task or environment}[{task_id}]"),
         )
 
@@ -179,6 +182,11 @@ class RunContext:
     def run_start_time(self) -> datetime:
         """When this attempt's body began, in UTC."""
         return datetime.fromtimestamp(self.started, UTC)
+
+    @property
+    def disable_run_cache(self) -> bool:
+        """Whether the run was started with `with_runcontext(disable_run_cache=True)`."""
+        return self.run_cache == "disable"
 
     def is_in_cluster(self) -> bool:
         """Whether the task runs in a replica, and not in the process that called it."""
@@ -275,6 +283,40 @@ def get_custom_context() -> dict[str, str]:
     return {} if run is None else dict(run.custom_context)
 
 
+#: What `with_run_cache` holds outside of tasks.
+_run_cache_outside: ContextVar[str | None] = ContextVar("flyte_celery_run_cache", default=None)
+
+
+def run_cache() -> str | None:
+    """What the run that this code belongs to, or is about to start, says about the cache."""
+    run = current_run.get()
+    return _run_cache_outside.get() if run is None else run.run_cache
+
+
+@contextmanager
+def with_run_cache(what: str | None) -> Iterator[None]:
+    """Have the calls made in a `with` block, and those that they make, use the cache in another way.
+
+    Args:
+        what: `"disable"`, `"override"`, or None to leave it as it is.
+    """
+    run = current_run.get()
+    if what is None:
+        yield
+    elif run is None:
+        outside = _run_cache_outside.set(what)
+        try:
+            yield
+        finally:
+            _run_cache_outside.reset(outside)
+    else:
+        inside = current_run.set(replace(run, run_cache=what))
+        try:
+            yield
+        finally:
+            current_run.reset(inside)
+
+
 def _outgoing_custom_context() -> Mapping[str, str]:
     run = current_run.get()
     return _custom_outside.get({}) if run is None else run.custom_context
@@ -284,6 +326,8 @@ def outgoing_headers() -> dict[str, Any]:
     """Message headers that give a task submitted now what it inherits from here; `RunContext.of_task` reads them."""
     custom = _outgoing_custom_context()
     headers: dict[str, Any] = {CUSTOM_CONTEXT_HEADER: dict(custom)} if custom else {}
+    if (cache := run_cache()) is not None:
+        headers[RUN_CACHE_HEADER] = cache
     run = current_run.get()
     if run is not None and run.chain:
         headers[CHAIN_HEADER] = list(run.chain[-MOST_OF_A_CHAIN:])

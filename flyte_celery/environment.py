@@ -18,6 +18,7 @@ What an option means, and where it can be given:
 | `max_attempts` | yes | yes | yes | |
 | `grace` | yes | yes | | |
 | `buffer` | yes | yes | | |
+| `labels` | yes | yes | | |
 | Celery's options | | | yes | |
 """
 
@@ -25,7 +26,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from types import MappingProxyType
@@ -46,6 +47,7 @@ from .options import (
     TaskOptions,
     check_buffer,
     check_grace,
+    check_labels,
     check_max_attempts,
     check_options,
 )
@@ -106,6 +108,9 @@ class TaskEnvironment(Environment):
     grace: float | timedelta | None = None
     """Seconds that running tasks get to finish when a worker stops. None: the worker's setting, 25."""
 
+    labels: Mapping[str, str] | None = None
+    """Labels that a host must have to serve the environment, such as `{"zone": "a"}`. None: any host."""
+
     place: Place = field(init=False, compare=False, repr=False)
     """Where this environment is defined."""
 
@@ -137,6 +142,7 @@ class TaskEnvironment(Environment):
                 "never kept ready. Leave buffer out, or give a ReusePolicy."
             )
         self.grace = check_grace(self.grace)
+        check_labels(self.labels)
         self.place = registry.calling_place()
         registry.add_environment(self)
 
@@ -322,13 +328,13 @@ class TaskEnvironment(Environment):
 
         Args:
             name: Name of the clone.
-            **kwargs: `cache`, `max_attempts`, `grace`, `buffer`, and `reusable`, where None turns reuse off.
+            **kwargs: `cache`, `max_attempts`, `grace`, `buffer`, `labels`, and `reusable`, where None turns reuse off.
 
         Raises:
             TypeError: An argument does not exist or has the wrong type.
             ValueError: The name is not valid.
         """
-        check_options("clone_with()", kwargs, ("cache", "reusable", "max_attempts", "grace", "buffer"))
+        check_options("clone_with()", kwargs, ("cache", "reusable", "max_attempts", "grace", "buffer", "labels"))
         if "reusable" in kwargs and not kwargs["reusable"]:
             kwargs.setdefault("buffer", 0)
         if kwargs.get("cache", ...) is None:

@@ -8,7 +8,8 @@ from typing import Any
 from .image import Image
 from .names import check_environment_name
 from .resources import Resources
-from .secret import Secret, SecretRequest
+from .secret import Secret, SecretRequest, secrets_of
+from .variables import check_env_vars
 
 #: Longest description that is kept, in characters.
 MAX_DESCRIPTION = 255
@@ -36,7 +37,7 @@ class Environment:
     """For people; cut after 255 characters."""
 
     secrets: SecretRequest | None = None
-    """Secrets that the tasks read."""
+    """Secrets that the tasks read: found by the worker, set in its replicas before your modules are imported."""
 
     env_vars: dict[str, str] | None = None
     """Environment variables of the replicas, set before any of your modules is imported."""
@@ -70,8 +71,10 @@ class Environment:
         several = isinstance(self.secrets, list) and _all(self.secrets, str | Secret)
         if not isinstance(self.secrets, str | Secret | None) and not several:
             raise self._wrong("secrets", "a key, a Secret, or a list of those")
+        secrets_of(self.secrets)
         if not isinstance(self.env_vars, dict | None):
             raise self._wrong("env_vars", "a dict of names to values")
+        check_env_vars(f"Environment {self.name!r}", self.env_vars or {})
         if not isinstance(self.resources, Resources | None):
             raise self._wrong("resources", "Resources(...)")
         if not isinstance(self.image, str | Image | None):

@@ -30,6 +30,14 @@ CHAIN_HEADER = "flyte_celery_chain"
 #: Key in a message's headers for what `task.override(...)` asks of this call.
 OVERRIDES_HEADER = "flyte_celery_overrides"
 
+#: Key in a message's headers for when the call was submitted, and its current attempt.
+TIMES_HEADER = "flyte_celery_times"
+
+#: Key in a retry's headers for how many starts of the attempts before it were lost.
+LOST_HEADER = "flyte_celery_lost"
+#: Key in a message's headers for what a run says about the cache: `"disable"` or `"override"`.
+RUN_CACHE_HEADER = "flyte_celery_run_cache"
+
 #: Environment variable of a replica's process: its number within its worker.
 REPLICA_VARIABLE = "FLYTE_CELERY_REPLICA"
 
@@ -134,9 +142,24 @@ def inbox_key(queue: str, worker: str) -> str:
     return f"{PREFIX}inbox:{queue}:{worker}"
 
 
+def offers_key() -> str:
+    """What live workers' hosts offer: a hash of worker to JSON."""
+    return f"{PREFIX}offers"
+
+
+def offers_until_key() -> str:
+    """How long each offer holds: a sorted set of worker and server milliseconds."""
+    return f"{PREFIX}offers-until"
+
+
 def dead_key(queue: str) -> str:
     """Dead letters of a queue: a list of messages that were given up, each with the reason, newest first."""
     return f"{PREFIX}dead:{queue}"
+
+
+def wait_key(task_id: str) -> str:
+    """What a task waits for that has waited a while, in JSON; for as long as its replica says so."""
+    return f"{PREFIX}wait:{task_id}"
 
 
 def later_key(queue: str) -> str:
@@ -152,6 +175,31 @@ def later_messages_key(queue: str) -> str:
 def later_queues_key() -> str:
     """The queues that have future work: a sorted set of queue and when its next message is due."""
     return f"{PREFIX}later-queues"
+
+
+def cached_key(member: str) -> str:
+    """A result in the cache, in Celery's own form; `member` is `task:hash`."""
+    return f"{PREFIX}cached:{member}"
+
+
+def computing_key(member: str) -> str:
+    """Id of the task that computes what is not in the cache yet, where only one may (`Cache(serialize=True)`)."""
+    return f"{PREFIX}computing:{member}"
+
+
+def cache_uses_key(environment: str) -> str:
+    """When each cached result of an environment was last used: a sorted set of member and milliseconds."""
+    return f"{PREFIX}cache-uses:{environment}"
+
+
+def cache_entries_key(environment: str) -> str:
+    """What is known of an environment's cached results: a hash of member to moment, size and key of the result."""
+    return f"{PREFIX}cache-entries:{environment}"
+
+
+def cache_counts_key(environment: str) -> str:
+    """What an environment's cache has done: a hash of bytes kept, and of hits and stores by task."""
+    return f"{PREFIX}cache-counts:{environment}"
 
 
 def fleet_key(queue: str, part: str) -> str:

@@ -146,3 +146,15 @@ def check_buffer(value: object) -> int:
     if value < 0:
         raise ValueError(f"buffer must not be negative, got {value}: 0 keeps no replica beyond those that work needs.")
     return value
+
+
+def check_labels(value: object) -> None:
+    """Accept the labels that an environment requires.
+
+    Raises:
+        TypeError: If they are no mapping of text to text.
+    """
+    if value is None:
+        return
+    if not isinstance(value, Mapping) or not all(isinstance(each, str) for item in value.items() for each in item):
+        raise TypeError(f'labels must map names to values, got {value!r}: pass for instance {{"zone": "a"}}.')

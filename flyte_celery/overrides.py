@@ -29,6 +29,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -40,6 +41,7 @@ from .retry import Backoff, RetryStrategy
 from .reuse import ReusePolicy
 from .secret import Secret
 from .timeout import Timeout
+from .variables import as_environ, check_env_vars
 
 if TYPE_CHECKING:
     from .task import TaskTemplate
@@ -47,6 +49,9 @@ if TYPE_CHECKING:
     Template = TypeVar("Template", bound=TaskTemplate[Any, Any])
 
 logger = logging.getLogger("flyte_celery")
+
+#: Overridden templates that are kept: the same ones come again and again, and each takes as long as a message.
+REMEMBERED = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +106,13 @@ def effective(task: Template, headers: Mapping[str, Any] | None) -> Template:
         task: The task as it was decorated.
         headers: Those of the call's message, or a Celery request that holds them.
     """
-    arguments = loaded(headers)
+    sent = (headers or {}).get(OVERRIDES_HEADER)
+    return task if sent is None else _effective(task, json.dumps(sent, default=str))
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _effective(task: Template, sent: str) -> Template:
+    arguments = loaded({OVERRIDES_HEADER: json.loads(sent)})
     if not arguments:
         return task
     try:
@@ -248,7 +259,8 @@ def _dump_env_vars(task: TaskTemplate[Any, Any]) -> dict[str, str]:
     variables: Any = task.env_vars
     if not isinstance(variables, dict):
         raise ValueError(f"env_vars={variables!r} of {task.name} is not possible: use a dict of names to values.")
-    return {str(name): str(value) for name, value in variables.items()}
+    check_env_vars(f"An override of {task.name}", variables)
+    return as_environ(variables)
 
 
 def _dump_secrets(task: TaskTemplate[Any, Any]) -> list[dict[str, str]]:

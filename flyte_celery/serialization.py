@@ -6,12 +6,15 @@ what pydantic costs, and an annotation may name a class that is defined further 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
+import json
+import re
 import reprlib
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import Parameter
@@ -179,6 +182,41 @@ class Signature:
             return f"did you mean {near[0]!r}"
         return f"it takes {', '.join(self._parameters) or 'none'}"
 
+    # -- Equal calls -------------------------------------------------------------------------------------------------
+
+    def inputs(self, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Arguments as they travel (see `dump_call`) by parameter, in one form for all calls that are equal.
+
+        Defaults are filled in, and elements of sets are in order.
+        """
+        given = {**dict(zip(self._positional, args, strict=False)), **kwargs}
+        for name, parameter in self._parameters.items():
+            if name not in given:
+                with contextlib.suppress(Unfit):  # a default need not fit the annotation
+                    given[name] = self._dumpers[name](parameter.default)
+            if name in given and isinstance(given[name], list) and self._is_set(name):
+                given[name] = sorted(given[name], key=_text)
+        return given
+
+    def _is_set(self, name: str) -> bool:
+        hint = self._hints.get(name)
+        return (typing.get_origin(hint) or hint) in (set, frozenset, Set)
+
+    @cached_property
+    def interface(self) -> str:
+        """Parameters and return value, as text that changes when one of their types does."""
+        names = [*self._parameters, "return"]
+        return "; ".join(f"{name}: {self._form(name)}" for name in names)
+
+    def _form(self, name: str) -> str:
+        codec = self._result if name == "return" else self._codecs[name]
+        try:
+            schema = json.dumps(codec.schema("#/$defs/{model}"), sort_keys=True, default=str)
+        except Exception:  # not every type that pydantic can check has one
+            schema = ""
+        # Not where in memory something is: that differs between processes.
+        return re.sub(r" at 0x[0-9a-f]+", "", f"{self._expected(name)} {schema}")
+
     # -- Result ------------------------------------------------------------------------------------------------------
 
     def dump_result(self, value: Any) -> Any:
@@ -276,6 +314,10 @@ class Signature:
 
     def _problem(self, what: str, unfit: Unfit, fix: str = ANNOTATE) -> TypeError:
         return TypeError(f"Task {self._task!r} {what}: {unfit.reason}. {unfit.fix or fix}.")
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _outputs(annotation: Any) -> dict[str, Any]:

@@ -27,25 +27,28 @@ _VARIABLES = {
 }
 
 _URLS = frozenset({"broker_url", "result_backend", "flower_url"})
+_SWITCHES = frozenset({"progress"})
 _COUNTS = frozenset(
-    {"max_start_failures", "max_suspended", "max_ephemeral", "max_processes", "max_files", "host_memory"}
+    {
+        "max_start_failures",
+        "max_suspended",
+        "max_ephemeral",
+        "max_processes",
+        "max_files",
+        "host_memory",
+        "cache_result_bytes",
+        "cache_bytes",
+    }
 )
 #: Times of which 0 means something: at once, or none.
 _MAY_BE_ZERO = frozenset({"grace", "lookahead", "start_backoff", "start_backoff_cap", "idle_ttl", "scaledown_ttl"})
-_OPTIONAL = frozenset(
-    {
-        "broker_url",
-        "result_backend",
-        "idle_ttl",
-        "scaledown_ttl",
-        "grace",
-        "flower_url",
-        "max_age",
-        "max_ephemeral",
-        "host_cores",
-        "host_memory",
-        "code_version",
-    }
+_PATHS = frozenset({"project_dir", "secrets_dir", "device_locks"})
+#: What `gpu.declare` and `gpu.labels` read, and a word that nobody does.
+_TEXTS = frozenset({"devices", "labels", "code_version"})
+_OPTIONAL = (
+    frozenset({"broker_url", "result_backend", "idle_ttl", "scaledown_ttl", "grace", "flower_url", "device_locks"})
+    | frozenset({"max_age", "max_ephemeral", "host_cores", "host_memory"})
+    | _TEXTS
 )
 
 #: Seconds that running tasks get to finish when nobody says otherwise: below the 30 s that Kubernetes gives.
@@ -72,6 +75,9 @@ class Settings:
 
     code_version: str | None = None
     """The version of the code that a worker runs, such as a commit. Workers with another one than the newest drain."""
+
+    secrets_dir: Path = Path("/run/secrets")
+    """The directory in which workers find a file for each secret."""
 
     flower_url: str | None = None
     """Where people reach Flower, such as `https://flower.example.com`: `run.url` points into it. None: no `url`."""
@@ -118,6 +124,20 @@ class Settings:
     max_age: float | None = None
     """Seconds after which a replica is replaced by a fresh one, up to 10 % sooner. None: never."""
 
+    progress: bool = True
+    """Whether `flyte.map` shows a progress bar when it takes a while and standard error is a terminal."""
+    cancel_patience: float = 10.0
+    """Seconds that a task which is revoked, or over a limit, has to clean up before its replica is ended with it."""
+
+    cache_ttl: float = 2_592_000.0
+    """Seconds that a cached result is kept at most, 30 days; a task's `max_age` may say less."""
+
+    cache_result_bytes: int = 10_485_760
+    """Bytes of the largest result that is cached, as it is stored, 10 MiB."""
+
+    cache_bytes: int = 268_435_456
+    """Bytes that the cached results of one environment take, 256 MiB; what was not used for longest goes first."""
+
     autoscale_interval: float = 1.0
     """Seconds between two looks of the autoscaler. New work wakes it up earlier."""
 
@@ -126,6 +146,15 @@ class Settings:
 
     scaledown_ttl: float | None = None
     """Seconds after which this worker lets surplus replicas go, in place of the policy's. None: the policy's."""
+
+    devices: str | None = None
+    """Devices that a worker's host has, such as `"L4:2"`, in place of those that are found. None: those."""
+
+    labels: str | None = None
+    """Labels of a worker's host, such as `"zone=a,tier=batch"`, beside those that are found. None: no others."""
+
+    device_locks: Path | None = None
+    """The directory where all workers of a host lock its devices. None: one for locks, or for temporary files."""
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -172,11 +201,15 @@ class Settings:
 def _parsed(name: str, variable: str, text: str) -> Any:
     """The value of an environment variable, checked where the variable's name is still known."""
     value: Any = text
-    if name == "project_dir":
+    if name in _PATHS:
         value = Path(text)
+    elif name in _SWITCHES:
+        value = _WORDS.get(text.lower(), text)
+        if value is text:
+            raise ValueError(f"{variable}={text!r} is neither on nor off: set it to 1 or 0.")
     elif name == "host_memory":
         value = size(text, variable)
-    elif name not in _URLS and name != "code_version":
+    elif name not in _URLS | _TEXTS:
         try:
             value = int(text) if name in _COUNTS else float(text)
         except ValueError:
@@ -195,14 +228,14 @@ def _wanted(name: str) -> str:
 def _checked(name: str, value: Any) -> Any:
     if value is None and name in _OPTIONAL:
         return None
-    if name == "project_dir":
-        return _directory(value)
+    if name in _PATHS:
+        return _directory(name, value)
+    if name in _TEXTS:
+        return _text(name, value)
     if name in _URLS:
         return _url(name, value)
-    if name == "code_version":
-        if not isinstance(value, str):
-            raise TypeError(f"code_version={value!r} is a {type(value).__name__}: give text, such as a commit.")
-        return value
+    if name in _SWITCHES:
+        return _switch(name, value)
     if name == "host_memory" and isinstance(value, str):
         value = size(value, name)
     if name == "host_cores":
@@ -214,9 +247,15 @@ def _checked(name: str, value: Any) -> Any:
     return _count(name, value) if name in _COUNTS else _seconds(name, value)
 
 
-def _directory(value: Any) -> Path:
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}: give text.")
+    return value
+
+
+def _directory(name: str, value: Any) -> Path:
     if not isinstance(value, str | Path):
-        raise TypeError(f"project_dir={value!r} is a {type(value).__name__}: give a path.")
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}: give a path.")
     return Path(value).expanduser().absolute()
 
 
@@ -227,6 +266,19 @@ def _url(name: str, value: Any) -> str:
         raise ValueError(f"broker_url={redacted(value)!r} is no URL: give one such as 'redis://localhost:6379/0'.")
     if not value:
         raise ValueError(f"{name} is empty: give a URL, or None for the default.")
+    return value
+
+
+#: What an environment variable may say of a switch.
+_WORDS = {
+    **dict.fromkeys(("1", "true", "yes", "on"), True),
+    **dict.fromkeys(("0", "false", "no", "off"), False),
+}
+
+
+def _switch(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}: give True or False.")
     return value
 
 

@@ -35,6 +35,7 @@ from .retry import RetryStrategy
 from .reuse import ReusePolicy
 from .serialization import NativeInterface, Signature
 from .tracing import check_not_traced
+from .variables import check_env_vars
 
 if TYPE_CHECKING:
     from .environment import TaskEnvironment
@@ -332,7 +333,7 @@ class TaskTemplate(Generic[P, R_co]):
 
         Raises:
             ValueError: An option cannot be overridden, or has a bad value.
-            TypeError: An option does not exist.
+            TypeError: An option does not exist, or a variable of `env_vars` is no text.
         """
         for option in ("name", "image", "docs", "interface"):
             if option in kwargs:
@@ -353,6 +354,8 @@ class TaskTemplate(Generic[P, R_co]):
                     f"{option}={value!r} cannot be overridden while the task is reusable, because its replicas run "
                     f"already: set reusable='off' as well, for task {self.name!r}."
                 )
+        if isinstance(env_vars, dict):
+            check_env_vars(f"override() of {self.name!r}", env_vars)
         given = {
             **fixed,
             "short_name": short_name,

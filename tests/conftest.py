@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -22,6 +23,9 @@ _MARK = "FLYTE_CELERY_TEST_RUN"
 #: Processes that the standard library starts once and keeps until the interpreter ends.
 _KEPT_BY_PYTHON = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 
+#: A folder whose tests share one project.
+_SHARED_BY_FOLDER = "tests/system/semantics/"
+
 # Examples are not timed: on a loaded machine any single one may be slow. The timeout of the test still holds.
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
@@ -30,6 +34,18 @@ hypothesis.settings.load_profile("tests")
 def pytest_configure() -> None:
     """Mark this run before anything starts a process."""
     os.environ[_MARK] = str(os.getpid())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep together what shares an expensive fixture, when several processes run the tests: a file, or one folder."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _SHARED_BY_FOLDER if nodeid.startswith(_SHARED_BY_FOLDER) else nodeid.partition("::")[0]
+
+    return ByFile(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -118,6 +118,8 @@ class Reason(enum.StrEnum):
     IDLE = "idle"
     #: At zero, with nothing to do.
     ASLEEP = "asleep"
+    #: Up, but the host has no place for another replica: it is asked for again and again.
+    BLOCKED = "blocked"
     #: The policy allows no replica at all (`highest` is 0).
     CLOSED = "closed"
     #: An operator wants none here: the environment, or this host, is drained.

@@ -34,6 +34,11 @@ class Pool(Protocol):
         """Replicas that take tasks, or will."""
         ...
 
+    @property
+    def obstacle(self) -> str | None:
+        """Why the host has no place for another replica now."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Explained:
@@ -73,6 +78,8 @@ class Autoscaler:
         self.limits = limits
         self._memory = Memory.fresh(clock.monotonic())
         self.target = 0
+        #: What was in the way of another replica at the last look.
+        self._obstacle: str | None = None
         self.last: Explained | None = None
         self.history: deque[Explained] = deque(maxlen=KEPT_DECISIONS)
 
@@ -90,7 +97,21 @@ class Autoscaler:
             self.history.append(explained)
             self._decided(explained)
         self._perform(decision)
+        self._tell_obstacle(decision.target - self._pool.live, explained)
         return decision
+
+    def _tell_obstacle(self, missing: int, explained: Explained) -> None:
+        """Say why there are fewer replicas than decided, once for each reason."""
+        obstacle = self._pool.obstacle if missing > 0 else None
+        if obstacle is None:
+            self._obstacle = None
+            return
+        text = f"{explained.text} Waits for {missing} of them: {obstacle}."
+        self.last = blocked = replace(explained, reason=Reason.BLOCKED, text=text)
+        if obstacle != self._obstacle:
+            self._obstacle = obstacle
+            self.history.append(blocked)
+            self._decided(blocked)
 
     def _perform(self, decision: Decision) -> None:
         surplus = self._pool.live - decision.target

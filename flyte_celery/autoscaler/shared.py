@@ -171,6 +171,9 @@ class SharedAutoscaler(Autoscaler):
             if decision.target == told or not view.serves:
                 break
         self._move()
+        if self.last is not None:
+            short = 0 if self.view is None or not self.view.serves else decision.target - self.view.all_live
+            self._tell_obstacle(short, self.last)
         waiting = self._told.waiting if self.view is not None and not self.share else 0
         self.refused = bool(waiting) and (self._must_give_back(self.view))
         if self.refused:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import click
 
+from .cache import cache
 from .dead import dead
 from .down import down_command
+from .later import later
 from .orders import drain_command, pause_command, prewarm_command, resume_command, scale_command
 from .reap import reap_command
 from .show import explain_command, list_command, status_command
@@ -34,5 +36,7 @@ for command in (
     prewarm_command,
     reap_command,
     dead,
+    later,
+    cache,
 ):
     env.add_command(command)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -13,20 +12,9 @@ from celery.bin.base import CeleryCommand
 
 from ..fleet.dead import DeadLetter, DeadLetters
 from ..names import queue_name
+from .chosen import check_chosen, chosen
 from .fleet import fleet_client
 from .known import known_environment, wanted_environments
-
-
-def _chosen(command: Callable[..., None]) -> Callable[..., None]:
-    """The arguments of a command that acts on some dead letters of an environment, or on all of them."""
-    for decorate in (
-        click.pass_context,
-        click.option("--all", "everything", is_flag=True, help="All of the environment."),
-        click.argument("ids", nargs=-1),
-        click.argument("environment"),
-    ):
-        command = decorate(command)
-    return command
 
 
 @click.group("dead", help="Dead letters: tasks that were given up because each start of them was lost.")
@@ -56,26 +44,25 @@ def list_dead(ctx: click.Context, environment: str | None, as_json: bool) -> Non
 
 
 @dead.command("requeue", cls=CeleryCommand)
-@_chosen
+@chosen
 def requeue_dead(ctx: click.Context, environment: str, ids: tuple[str, ...], everything: bool) -> None:
     """Run tasks again, with all their attempts: name their ids, or say --all."""
-    letters, chosen = _letters(ctx, environment, ids, everything)
-    _tell("requeued", letters.requeue(chosen), ids)
+    letters, wanted = _letters(ctx, environment, ids, everything)
+    _tell("requeued", letters.requeue(wanted), ids)
 
 
 @dead.command("drop", cls=CeleryCommand)
-@_chosen
+@chosen
 def drop_dead(ctx: click.Context, environment: str, ids: tuple[str, ...], everything: bool) -> None:
     """Forget tasks for good: name their ids, or say --all. Their recorded failures stay."""
-    letters, chosen = _letters(ctx, environment, ids, everything)
-    _tell("dropped", letters.drop(chosen), ids)
+    letters, wanted = _letters(ctx, environment, ids, everything)
+    _tell("dropped", letters.drop(wanted), ids)
 
 
 def _letters(
     ctx: click.Context, environment: str, ids: tuple[str, ...], everything: bool
 ) -> tuple[DeadLetters, tuple[str, ...] | None]:
-    if bool(ids) == everything:
-        raise click.UsageError("Name the ids of tasks, or say --all.")
+    check_chosen(ids, everything)
     app = ctx.obj.app
     name = known_environment(environment, app)
     return DeadLetters(fleet_client(app), queue_name(name)), None if everything else ids

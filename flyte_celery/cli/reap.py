@@ -1,10 +1,11 @@
-"""`env reap`: hand back what dead workers had claimed, without starting a worker."""
+"""`env reap`: hand back what dead workers had claimed, and what is due by now, without starting a worker."""
 
 from __future__ import annotations
 
 import click
 from celery.bin.base import CeleryCommand
 
+from ..fleet.later import move_all_due
 from ..fleet.reaper import reap
 from .fleet import fleet_client
 
@@ -12,8 +13,13 @@ from .fleet import fleet_client
 @click.command("reap", cls=CeleryCommand)
 @click.pass_context
 def reap_command(ctx: click.Context) -> None:
-    """Put back into their queues the tasks of workers whose lease is over; every worker does the same by itself."""
-    reports = reap(fleet_client(ctx.obj.app))
+    """Put back into their queues the tasks of workers whose lease is over, and those whose time has come.
+
+    Every worker does the same by itself.
+    """
+    client = fleet_client(ctx.obj.app)
+    reports = reap(client)
+    move_all_due(client)
     for report in reports:
         click.echo(str(report))
     if not reports:

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
@@ -15,16 +16,17 @@ from celery.bin.base import CeleryCommand
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
+from ..cache import Cache
 from ..environment import TaskEnvironment
 from ..fleet.catalogue import priority_steps
 from ..fleet.connection import connect_to_broker
-from ..fleet.later import Later
 from ..fleet.orders import orders_of
 from ..fleet.seats import look
 from ..names import queue_name
 from ..settings import redacted
 from .fleet import check_running
 from .known import all_environments, known_environment, wanted_environments
+from .unserved import Unserved, unserved_environments
 
 #: Seconds that workers have to answer.
 ANSWER_TIMEOUT = 1.0
@@ -44,7 +46,8 @@ def list_command(ctx: click.Context, as_json: bool) -> None:
         click.echo(f"  replicas   {row['policy']}")
         click.echo(f"  resources  {row['resources'] or 'unlimited'}")
         for task in row["tasks"]:
-            click.echo(f"  task       {task}")
+            cached = row["cached"].get(task)
+            click.echo(f"  task       {task}{f'  cached: {cached}' if cached else ''}")
 
 
 def _described(environment: TaskEnvironment) -> dict[str, Any]:
@@ -64,7 +67,17 @@ def _described(environment: TaskEnvironment) -> dict[str, Any]:
         f"idle_ttl {_seconds(policy.get_idle_ttl())} s, scaledown_ttl {_seconds(policy.get_scaledown_ttl())} s",
         "resources": ", ".join(f"{name}={value}" for name, value in asked.items()),
         "tasks": sorted(environment.tasks),
+        "cached": {name: _cache(task.cache) for name, task in environment.tasks.items() if task.cache.is_enabled()},
     }
+
+
+def _cache(cache: Cache) -> str:
+    words: list[str] = [cache.behavior]
+    if isinstance(cache.max_age, timedelta):
+        words.append(f"max_age {cache.max_age.total_seconds():g} s")
+    if cache.serialize:
+        words.append("one computes at a time")
+    return ", ".join(words)
 
 
 def _seconds(ttl: timedelta | None) -> str:
@@ -113,11 +126,11 @@ def _on_ctrl_c() -> list[int]:
 
 def _look(app: Any, wanted: list[str], as_json: bool) -> str:
     found = [status for status in ask(app, "env_status") if status["environment"] in wanted]
-    if as_json:
-        return json.dumps(found)
     served = {status["environment"] for status in found}
-    parts = [_shown(status) for status in found]
-    parts += [_unserved(app, name) for name in wanted if name not in served]
+    unserved = unserved_environments(app, [name for name in wanted if name not in served])
+    if as_json:
+        return json.dumps([*found, *map(asdict, unserved)])
+    parts = [*map(_shown, found), *map(_shown_unserved, unserved)]
     return "\n".join(parts) or "The app defines no environment."
 
 
@@ -228,30 +241,25 @@ def _shown(status: dict[str, Any]) -> str:
     if status["dead"]:
         letters = "letter" if status["dead"] == 1 else "letters"
         lines.append(f"  given up  {status['dead']} dead {letters}: see `env dead list {status['environment']}`")
+    for device, why in status["broken"].items():
+        lines.append(click.style(f"  broken    {device}: {why}", fg="red"))
     if status["failure"]:
         lines.append(click.style(f"  failed    {status['failure']}", fg="red"))
     return "\n".join(lines)
 
 
-def _unserved(app: Any, name: str) -> str:
-    heading = f"{click.style(name, bold=True)}  no worker answers"
-    later = _later_of_unserved(app, name)
-    with app.connection_for_read() as connection:
-        try:
-            declared = connection.default_channel.queue_declare(queue_name(name), passive=True)
-        except connection.channel_errors:
-            return "\n".join([heading, *later])  # a queue that holds nothing does not exist in Redis
-    return "\n".join([heading, f"  tasks     {declared.message_count} in the queue", *later])
+def _shown_unserved(unserved: Unserved) -> str:
+    lines = [f"{click.style(unserved.environment, bold=True)}  no worker answers"]
+    if unserved.ready is not None:
+        lines.append(f"  tasks     {unserved.ready} in the queue")
+    if unserved.later:
+        lines.append(f"  later     {_future_work(unserved.later, unserved.next_due)}")
+    if unserved.reason is not None:
+        lines.append(f"  waits     {unserved.reason}")
+    return "\n".join(lines)
 
 
 def _future_work(count: int, next_due: float | None) -> str:
     """How many tasks wait for their time, and how long the first of them does."""
     words = f"{count} task{'s' if count > 1 else ''} whose time has not come"
     return words if next_due is None else f"{words}, the next in {max(0.0, next_due - time.time()):.0f} s"
-
-
-def _later_of_unserved(app: Any, name: str) -> list[str]:
-    client = connect_to_broker(app)
-    later = None if client is None else Later(client, queue_name(name))
-    count = 0 if later is None else later.count()
-    return [] if later is None or not count else [f"  later     {_future_work(count, later.next_due())}"]

@@ -18,15 +18,16 @@ from celery.utils.nodenames import gethostname
 from .. import embedded
 from ..client.dispatch import CeleryDispatcher
 from ..client.install import dispatcher_of
-from ..environment import TaskEnvironment, environments
+from ..environment import environments
 from ..errors import InitializationError
-from ..gpu.discover import can_offer
+from ..gpu.host import Host, missing
 from ..names import worker_name
 from ..options import check_grace
 from ..replica.application import ApplicationReference, find
 from ..settings import Settings, redacted
-from ..worker.prepare import CannotServe, check_broker, refuse_conflicts
+from ..worker.prepare import CannotServe, check_broker, host_of, refuse_conflicts
 from .down import only_one
+from .options import with_host_options
 from .services import Service, say, serve
 
 #: Seconds in which a worker that runs already answers.
@@ -41,6 +42,7 @@ BROKER_INTERVAL = 2.0
 _COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "bright_cyan", "bright_green", "bright_magenta")
 
 
+@with_host_options
 @click.option(
     "--flower-port",
     type=click.IntRange(0, 65535),
@@ -60,6 +62,8 @@ _COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "bright_cyan", "bright
 @click.option("--idle-ttl", type=click.FloatRange(min=0), help="Passed to every worker.")
 @click.option("--scaledown-ttl", type=click.FloatRange(min=0), help="Passed to every worker.")
 @click.option("--grace", type=click.FloatRange(min=0), help="Passed to every worker.")
+@click.option("--strict-image", is_flag=True, help="Passed to every worker.")
+@click.option("--venv", is_flag=True, help="Passed to every worker.")
 @click.command("up", cls=CeleryCommand)
 @click.pass_context
 def up_command(
@@ -70,6 +74,10 @@ def up_command(
     idle_ttl: float | None,
     scaledown_ttl: float | None,
     grace: float | None,
+    strict_image: bool,
+    venv: bool,
+    devices: str | None,
+    labels: str | None,
 ) -> None:
     """Start this machine's broker (if none is configured), a worker for each environment, and Flower.
 
@@ -80,13 +88,16 @@ def up_command(
     app.finalize()
     times = {"--idle-ttl": idle_ttl, "--scaledown-ttl": scaledown_ttl, "--grace": grace}
     options = {option: f"{seconds:g}" for option, seconds in times.items() if seconds is not None}
+    options |= {option: "" for option, given in (("--strict-image", strict_image), ("--venv", venv)) if given}
+    options |= {name: text for name, text in (("--devices", devices), ("--labels", labels)) if text}
     try:
         dispatcher = dispatcher_of(app)
         refuse_conflicts()
         reference = find(app)
-        workers = worker_commands(app, reference, {"--loglevel": loglevel, **options})
-        port = None if no_flower else _flower_port(flower_port)
         settings = Settings.from_environ(os.environ)
+        host = host_of({"devices": devices, "labels": labels}, settings)
+        workers = worker_commands(app, reference, {"--loglevel": loglevel, **options}, host)
+        port = None if no_flower else _flower_port(flower_port)
         others_possible = dispatcher.has_broker
         dispatcher.ensure_broker()
         check_broker(app)
@@ -128,8 +139,15 @@ async def _keep_broker(home: Path | None) -> None:
                 say(click.style(str(exc), fg="red"))
 
 
-def worker_commands(app: Any, reference: ApplicationReference, options: Mapping[str, str]) -> dict[str, list[str]]:
-    """The command line of a worker for each environment that this machine can serve, by environment.
+def worker_commands(
+    app: Any, reference: ApplicationReference, options: Mapping[str, str], host: Host
+) -> dict[str, list[str]]:
+    """The command line of a worker for each environment that this host can serve, by environment.
+
+    Args:
+        app: The Celery app.
+        reference: Where it is found.
+        options: Passed to every worker: values by option, an empty one for an option that takes none.
 
     Raises:
         CannotServe: There is none.
@@ -139,16 +157,17 @@ def worker_commands(app: Any, reference: ApplicationReference, options: Mapping[
         raise CannotServe(
             f"The app {app.main!r} defines no environment: is the module with flyte.TaskEnvironment(...) imported?"
         )
-    passed = [text for option, value in options.items() for text in (option, value)]
+    passed = [text for option, value in options.items() for text in (option, value) if text]
     commands: dict[str, list[str]] = {}
     for name, environment in sorted(known.items()):
-        if (missing := _missing(environment)) is not None:
-            click.echo(f"{name}: not served here, {missing}")
+        if lacks := missing(environment, host):
+            click.echo(f"{name}: not served here, it needs {', and '.join(map(str, lacks))}")
         else:
             commands[name] = [*_celery(reference), "env", "worker", name, "--task-events", *passed]
     if not commands:
         raise CannotServe(
-            "This machine can serve none of the environments: run `env up` on one that has their devices."
+            "This machine can serve none of the environments: run `env up` on one that has what they need, or say what "
+            "this one has with --devices and --labels."
         )
     return commands
 
@@ -167,13 +186,6 @@ def _spelled(reference: ApplicationReference) -> str:
             f"The app lives in the script {reference.script}: move it into a module, so that workers can import it."
         )
     return f"{reference.module}:{reference.attribute}"
-
-
-def _missing(environment: TaskEnvironment) -> str | None:
-    device = environment.resources.get_device() if environment.resources is not None else None
-    if device is None or can_offer(device):
-        return None
-    return f"it needs {device.quantity} x {device.device or device.device_class}, which this machine does not offer"
 
 
 def _flower_port(wanted: int) -> int | None:

@@ -7,6 +7,7 @@ to Celery's own backend, subscriptions of its own included.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Generator, Iterable, Iterator
 from functools import cached_property
@@ -19,10 +20,20 @@ from celery.result import GroupResult, ResultSet
 from kombu.utils.encoding import ensure_bytes
 
 from .. import suspension
+from ..context import current_run
+from ..fleet.scripts import script
+from ..fleet.storing import UNFENCED, store
 from ..names import is_replies_key
 from .message import random_id
 from .readers import ThreadWait, left
 from .replies import Reply, ReplyChannel, announcement, channel_of
+from .waits import check_blocking, check_circle
+
+#: Field of a running task's request: how its result goes into the cache, a `fleet.cached.Keep`.
+KEEP_FIELD = "flyte_celery_keep"
+
+#: Field of a running task's request: whether its result came from the cache.
+CACHED_FIELD = "flyte_celery_cached"
 
 #: Seconds between two calls of a waiter's `on_interval`.
 _INTERVAL = 1.0
@@ -33,6 +44,7 @@ class _Replies:
 
     app: Any
     client: Any
+    expires: Any
     get_key_for_task: Any
     decode_result: Any
 
@@ -43,16 +55,30 @@ class _Replies:
 
     # -- Storing -----------------------------------------------------------------------------------------------------
 
+    def _get_result_meta(
+        self, result: Any, state: Any, traceback: Any, request: Any, *more: Any, **options: Any
+    ) -> Any:
+        meta = super()._get_result_meta(result, state, traceback, request, *more, **options)  # type: ignore[misc]
+        if state == states.SUCCESS and getattr(request, CACHED_FIELD, False):
+            meta["cached"] = True
+        return meta
+
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
     ) -> Any:
         backend: Any = super()
         stored = backend._store_result(task_id, result, state, traceback, request=request, **kwargs)
         reply_to = getattr(request, "reply_to", None)
-        if state in states.READY_STATES and is_replies_key(reply_to):
+        keep = getattr(request, KEEP_FIELD, None) if state == states.SUCCESS else None
+        if keep is not None or (state in states.READY_STATES and is_replies_key(reply_to)):
             key = ensure_bytes(self.get_key_for_task(task_id))
             # What is there now: Celery does not overwrite a success.
-            if (payload := backend.get(key)) is not None:
+            if (payload := backend.get(key)) is None:
+                return stored
+            if keep is not None:
+                write = store(key.decode(), payload, int(self.expires or 0), "", UNFENCED, finished=False)
+                backend.ensure(script("store").run, (self.client, *keep.added_to(write)))
+            if is_replies_key(reply_to):
                 backend.ensure(self.client.publish, (reply_to, announcement(key, ensure_bytes(payload))))
         return stored
 
@@ -83,8 +109,8 @@ class _Replies:
         self.replies.expect_no_more(ensure_bytes(self.get_key_for_task(task_id)))
 
     def on_task_call(self, producer: Any, task_id: str) -> Any:
-        """Celery publishes a call: it would subscribe to the result."""
-        if not self.replies.knows(ensure_bytes(self.get_key_for_task(task_id))):
+        """Celery publishes a call: it would subscribe to the result, which nobody reads inside a task."""
+        if current_run.get() is None and not self.replies.knows(ensure_bytes(self.get_key_for_task(task_id))):
             super().on_task_call(producer, task_id)  # type: ignore[misc]
 
     # -- Waiting -----------------------------------------------------------------------------------------------------
@@ -96,10 +122,11 @@ class _Replies:
             return self.decode_result(payload)
         return super().get_task_meta(task_id, cache)  # type: ignore[misc]
 
-    def add_pending_result(self, result: Any, weak: bool = False, start_drainer: bool = True) -> Any:
+    def add_pending_result(self, result: Any, weak: bool | None = None, start_drainer: bool = True) -> Any:
         """A wait may begin: Celery would subscribe to the result."""
-        if not _is_ours(result):
-            super().add_pending_result(result, weak, start_drainer)  # type: ignore[misc]
+        is_get = weak is None  # `AsyncResult.then` says either
+        if not _is_ours(result) and not (is_get and _is_waited_for_here(result)):
+            super().add_pending_result(result, bool(weak), start_drainer)  # type: ignore[misc]
         return result
 
     def remove_pending_result(self, result: Any) -> Any:
@@ -119,9 +146,9 @@ class _Replies:
         **kwargs: Any,
     ) -> Any:
         """Wait for a result; raises as `AsyncResult.get`."""
-        if on_message is not None and _is_ours(result):  # it wants to hear of states before the last, too
+        if on_message is not None:  # it wants to hear of states before the last, too
             self._leave_to_celery([result])
-        if not _is_ours(result):
+        if not _is_waited_for_here(result):
             return super().wait_for_pending(  # type: ignore[misc]
                 result,
                 callback=callback,
@@ -131,10 +158,8 @@ class _Replies:
                 on_message=on_message,
                 **kwargs,
             )
-        wait = ThreadWait(self.replies)
-        with suspension.waiting(lambda: wait.land(None)):
-            for _ in self._arriving([result], timeout, on_interval, wait):
-                pass
+        for _ in self._arriving([result], timeout, on_interval):
+            pass
         return result.maybe_throw(callback=callback, propagate=propagate)
 
     def iter_native(
@@ -148,7 +173,8 @@ class _Replies:
     ) -> Generator[tuple[str, Any], Any, None]:
         """The results of a group as they come; see `ResultSet.iter_native`."""
         nodes: list[Any] = result.results
-        if on_message is None and nodes and all(isinstance(node, GroupResult) or _is_ours(node) for node in nodes):
+        # In one way for all of them: Celery's own does not tell of results that come on another one.
+        if on_message is None and any(isinstance(node, GroupResult) or _is_waited_for_here(node) for node in nodes):
             yield from ((str(node.id), node.children) for node in nodes if isinstance(node, GroupResult))
             single = [node for node in nodes if not isinstance(node, GroupResult)]
             yield from ((node.id, node._cache) for node in self._arriving(single, timeout, on_interval))
@@ -160,44 +186,61 @@ class _Replies:
 
     def _leave_to_celery(self, results: Iterable[Any]) -> None:
         for each in results:
-            if _is_ours(each):
+            if _is_waited_for_here(each):
                 each.left_to_celery = True
                 self.add_pending_result(each)
 
-    def _arriving(
-        self, results: list[Any], timeout: float | None, on_interval: Any, wait: ThreadWait | None = None
-    ) -> Iterator[Any]:
-        """Our results as they come, each with its meta in its cache; the wait may be ended early by landing None."""
-        wait = wait or ThreadWait(self.replies)
+    def _arriving(self, results: list[Any], timeout: float | None, on_interval: Any) -> Iterator[Any]:
+        """Results as they come, each with its meta in its cache; a task that waits for them holds no slot."""
+        for each in results:
+            check_blocking(f"get() of {each.id}")
+            check_circle(each.id)
+        wait = ThreadWait(self.replies)
         deadline = None if timeout is None else time.monotonic() + timeout
-        missing = {id(each): each for each in results}
+        missing = {id(each): (each, getattr(each, "reply", None) or self.reply(each.id)) for each in results}
+        awaited = None if timeout is not None else lambda: [each.id for each, _ in list(missing.values())]
         try:
-            for each in results:
-                self.replies.attach(each.reply, wait, each)
-            self.replies.look_after([each.reply for each in results])
+            for each, reply in missing.values():
+                self.replies.attach(reply, wait, each)
+            self.replies.look_after([reply for _, reply in missing.values()])
             while missing:
-                remaining = left(deadline)
-                try:
-                    each = wait.get(_INTERVAL if remaining is None else min(remaining, _INTERVAL))
-                except TimeoutError:
-                    if deadline is not None and time.monotonic() >= deadline:
-                        raise _late(list(missing.values()), timeout) from None
-                    if on_interval is not None:
-                        on_interval()
-                    continue
+                if not wait.arrived:
+                    with suspension.waiting(lambda: wait.land(None), awaited):
+                        each = _next(wait, deadline, on_interval)
+                else:
+                    each = wait.arrived.popleft()
                 if each is None:
-                    return
-                del missing[id(each)]
-                each.fill_cache()
+                    raise _late([each for each, _ in missing.values()], timeout)
+                _, reply = missing.pop(id(each))
+                if each._cache is None:
+                    each._maybe_set_cache(self.decode_result(reply.payload))
                 yield each
         finally:
-            for each in missing.values():
-                self.replies.detach(each.reply, wait)
+            for _, reply in missing.values():
+                self.replies.detach(reply, wait)
+
+
+def _next(wait: ThreadWait, deadline: float | None, on_interval: Any) -> Any:
+    """The result that arrives next; None when the time is over."""
+    while True:
+        remaining = left(deadline)
+        with contextlib.suppress(TimeoutError):
+            return wait.get(_INTERVAL if remaining is None else min(remaining, _INTERVAL))
+        if deadline is not None and time.monotonic() >= deadline:
+            return None
+        if on_interval is not None:
+            on_interval()
 
 
 def _is_ours(result: Any) -> bool:
     """Whether it is an environment task's result that the reply channel waits for."""
     return getattr(result, "reply", None) is not None and not result.left_to_celery
+
+
+def _is_waited_for_here(result: Any) -> bool:
+    """Whether the reply channel waits for it: inside a task for a plain task's result, too, else the slot is kept."""
+    left_to_celery = getattr(result, "left_to_celery", False)
+    return _is_ours(result) or (current_run.get() is not None and not left_to_celery)
 
 
 def _leaves(result: Any) -> Iterator[Any]:

@@ -7,7 +7,11 @@ task classes (Django's, yours) keep working.
 from __future__ import annotations
 
 import os
+import time
 from asyncio import CancelledError
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +19,15 @@ from celery._state import _task_stack
 from celery.app.autoretry import add_autoretry_behaviour
 from celery.app.task import Context
 from celery.exceptions import Ignore, Reject, Retry
+from celery.utils.time import maybe_make_aware
 
-from .. import context, overrides
-from ..errors import NonRecoverableError, RuntimeUserError
-from ..names import REPLICA_VARIABLE
+from .. import attempts, context, overrides, overrun
+from ..errors import DeadlineExceededError, NonRecoverableError, RuntimeUserError
+from ..fleet.messages import attempts_of
+from ..names import LOST_HEADER, REPLICA_VARIABLE
+from . import cached_run, caching
 from .backend import address
+from .caching import TaskCache
 from .results import EagerEnvironmentResult, EnvironmentResult
 from .sizes import check_size
 
@@ -38,6 +46,8 @@ class EnvironmentTask:
     template: TaskTemplate[Any, Any]
     #: Carries the calls to the broker.
     publisher: Publisher
+    #: Which calls are answered from the cache.
+    caching: TaskCache
 
     # A task is acknowledged when its result is stored, and given back when its replica dies: nothing is lost while
     # the worker lives. These are attributes of environment tasks alone; the app's defaults stay as they are.
@@ -60,13 +70,18 @@ class EnvironmentTask:
         def backend(self) -> Any: ...
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        """Validate the arguments by the task's signature and submit.
+        """Validate the arguments by the task's signature and submit, unless the result is in the cache.
 
         Raises:
             TypeError: An argument does not fit; names the task, the parameter, the expected type and the value.
+            ValueError: The task is cached, and no version of its code can be found.
             kombu.exceptions.OperationalError: The broker cannot be reached; names it.
             kombu.exceptions.EncodeError: The serializer cannot write the arguments; names the task.
         """
+        if self.caching.concerns(options.get("headers")):
+            stored = caching.answer(self, args, kwargs, options)
+            if stored is not None:
+                return stored
         return self.publisher.publish(self, *self.outgoing(args, kwargs, options))
 
     def outgoing(
@@ -76,10 +91,14 @@ class EnvironmentTask:
 
         Raises:
             TypeError: As `apply_async`.
+            ValueError: The task's `timeout` is none.
         """
         args, kwargs = self.template.dump_call(tuple(args or ()), kwargs or {})
-        if inherited := context.outgoing_headers():
-            options["headers"] = {**inherited, **(options.get("headers") or {})}
+        headers = options.get("headers")
+        template = overrides.effective(self.template, headers)
+        more = {**context.outgoing_headers(), **(headers or {}), **attempts.stamped(template, headers, _due(options))}
+        if more:
+            options["headers"] = more
         address(self, options, sends=sends)
         return args, kwargs, options
 
@@ -103,6 +122,13 @@ class EnvironmentTask:
             last.options["reply_to"] = self.request.reply_to
         return super().replace(sig)  # type: ignore[misc]
 
+    def signature_from_request(self, request: Any = None, *args: Any, **options: Any) -> Any:
+        """The call of the next attempt, as Celery's; it knows how many starts were lost before it."""
+        signature = super().signature_from_request(request, *args, **options)  # type: ignore[misc]
+        if lost := _lost_starts(self.request if request is None else request):
+            signature.options["headers"] = {**(signature.options.get("headers") or {}), LOST_HEADER: lost}
+        return signature
+
     def AsyncResult(self, task_id: str, **options: Any) -> EnvironmentResult:  # Celery's name
         """The result of a call by its id, with the task's return type."""
         app = self._get_app()
@@ -118,6 +144,13 @@ class EnvironmentTask:
         """
         if self.request.called_directly:
             return self._run_directly(args, kwargs)
+        if self.caching.concerns(self.request.headers) and not self.request.is_eager:
+            with _running(self):
+                return cached_run.run(self, args, kwargs)
+        return self.compute(args, kwargs)
+
+    def compute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the function, with arguments and a result as `run`."""
         template = overrides.effective(self.template, self.request.headers)
         args, kwargs = template.load_call(args, kwargs)
         if template.bind:
@@ -125,12 +158,13 @@ class EnvironmentTask:
         token = context.current_run.set(_run_of(self.request, self))
         try:
             try:
-                value = template.func(*args, **kwargs)
-                if template.is_async:
-                    if self.request.is_eager:
-                        value = _with_request(self, self.request_stack.top, value)
-                    value = context.run_coroutine(value)
-            except (Retry, Ignore, Reject, NonRecoverableError):
+                with overrun.watched(self.request.id, passing=(Retry, Ignore, Reject)):
+                    value = template.func(*args, **kwargs)
+                    if template.is_async:
+                        if self.request.is_eager:
+                            value = _with_request(self, self.request_stack.top, value)
+                        value = context.run_coroutine(value)
+            except (Retry, Ignore, Reject):
                 raise
             except (SystemExit, KeyboardInterrupt) as exc:
                 # The process is shared: a task may fail, it may not end its neighbours.
@@ -171,12 +205,25 @@ class EnvironmentTask:
 
     def _retry_by_strategy(self, template: TaskTemplate[Any, Any], exc: Exception) -> None:
         """Retry a user's failure as the task's `RetryStrategy` says; raises Celery's `Retry` when it does."""
-        strategy = template.retries
-        done = self.request.retries
-        if strategy is None or done >= strategy.count:
-            return
-        delay = strategy.backoff.compute_delay(done).total_seconds() if strategy.backoff else 0.0
-        raise self.retry(exc=exc, countdown=delay, max_retries=strategy.count)
+        follows = attempts.next_attempt(template, exc, self.request.retries, self.request.headers)
+        if isinstance(follows, Exception):
+            raise follows from exc
+        if follows is not None and template.retries is not None:
+            raise self.retry(exc=exc, countdown=follows.total_seconds(), max_retries=template.retries.count)
+
+
+def _lost_starts(request: Any) -> int:
+    """How many starts of a task were lost with their replica or worker, over all its attempts."""
+    before = (request.headers or {}).get(LOST_HEADER)
+    return attempts_of(request.properties or {})[0] + (before if isinstance(before, int) else 0)
+
+
+def _due(options: dict[str, Any]) -> float:
+    """When a call may begin by Celery's options, in seconds since the epoch; 0 for now."""
+    if countdown := options.get("countdown"):
+        return time.time() + float(countdown)
+    eta = options.get("eta")
+    return float(maybe_make_aware(eta).timestamp()) if isinstance(eta, datetime) else 0.0
 
 
 def _last_task(sig: Any) -> Any:
@@ -207,6 +254,16 @@ def _is_errback(args: tuple[Any, ...]) -> bool:
     return len(args) >= 3 and isinstance(args[0], Context) and isinstance(args[1], BaseException)
 
 
+@contextmanager
+def _running(task: EnvironmentTask) -> Iterator[None]:
+    """Have `flyte.ctx()` tell of a task."""
+    token = context.current_run.set(_run_of(task.request, task))
+    try:
+        yield
+    finally:
+        context.current_run.reset(token)
+
+
 def _run_of(request: Any, task: EnvironmentTask) -> context.RunContext:
     """What `flyte.ctx()` tells while a task's body runs."""
     return context.RunContext.of_task(
@@ -214,7 +271,7 @@ def _run_of(request: Any, task: EnvironmentTask) -> context.RunContext:
         root_id=request.root_id or request.id,
         environment=task.template.parent_env_name,
         task=task.name,
-        attempt_number=request.retries,
+        attempt_number=request.retries + _lost_starts(request),
         is_async=task.template.is_async,
         headers=request.headers or {},
         hostname=request.hostname,
@@ -230,6 +287,7 @@ def make_task(app: Celery, template: TaskTemplate[Any, Any], queue: Queue, publi
         "name": template.name,
         "template": template,
         "publisher": publisher,
+        "caching": TaskCache(template),
         "__module__": template.func.__module__,
         "__doc__": template.func.__doc__,
         "__wrapped__": template.func,
@@ -239,7 +297,8 @@ def make_task(app: Celery, template: TaskTemplate[Any, Any], queue: Queue, publi
     cls = type(template.func.__name__, (EnvironmentTask, app.Task), attributes)
     app.tasks.pop(template.name, None)
     task = cls()
-    add_autoretry_behaviour(task, **options)
+    final = (*options.pop("dont_autoretry_for", ()), NonRecoverableError, DeadlineExceededError)
+    add_autoretry_behaviour(task, **options, dont_autoretry_for=final)
     app.tasks[template.name] = task
     task._app = app
     task.bind(app)

@@ -17,6 +17,7 @@ from ..queues import environment_queue
 from ..registry import check_conflicts
 from . import local
 from .batch import Batch, Turn
+from .caching import answer_all, answer_async
 from .celery_task import make_task
 from .publish import Call, Publisher
 from .results import Meta, outcome, wait_for
@@ -98,6 +99,17 @@ class CeleryDispatcher:
         call = celery_task.outgoing(args, kwargs, _with_overrides(task, options), sends=batch.begin())
         return batch.add(celery_task, *call)
 
+    def is_cached(self, task: AnyTask) -> bool:
+        """Whether calls of a task may be answered from the cache."""
+        headers = _with_overrides(task, {}).get("headers")
+        return bool(self.celery_task(task).caching.concerns(headers))
+
+    def answers(
+        self, task: AnyTask, calls: list[tuple[tuple[Any, ...], dict[str, Any]]], options: dict[str, Any]
+    ) -> list[Any]:
+        """The results of those calls that are in the cache, None for the others; asked in one round trip."""
+        return answer_all(self.celery_task(task), calls, _with_overrides(task, options))
+
     def signature(
         self, task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any] | None, options: dict[str, Any]
     ) -> Any:
@@ -126,6 +138,8 @@ class CeleryDispatcher:
             kombu.exceptions.OperationalError: The broker cannot be reached.
         """
         check_conflicts()
+        if (stored := await self._stored(task, args, kwargs)) is not None:
+            return stored
         call, published = self.add_to(Turn.current(self.publisher), task, args, kwargs, {})
         result = call.handle() if isinstance(call, Call) else call
         await published
@@ -136,6 +150,8 @@ class CeleryDispatcher:
         if _is_local():
             return await local.call_async(task, args, kwargs)
         check_conflicts()
+        if (stored := await self._stored(task, args, kwargs)) is not None:
+            return value_of(task, await outcome(stored))
         call, published = self.add_to(Turn.current(self.publisher), task, args, kwargs, {})
         try:
             await asyncio.shield(published)
@@ -145,6 +161,13 @@ class CeleryDispatcher:
             asyncio.get_running_loop().run_in_executor(None, revoke)
             raise
         return value_of(task, meta)
+
+    async def _stored(self, task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of a call that is in the cache."""
+        celery_task, options = self.celery_task(task), _with_overrides(task, {})
+        if not celery_task.caching.concerns(options.get("headers")):
+            return None
+        return await answer_async(celery_task, args, kwargs, options)
 
 
 def value_of(task: AnyTask, meta: Meta) -> Any:
@@ -185,9 +208,10 @@ def _is_local() -> bool:
 
 
 def _with_overrides(task: AnyTask, options: dict[str, Any]) -> dict[str, Any]:
-    """The options of a call, with what its template asks of the message."""
+    """The options of a call, with what its template asks of the message; always a new dict."""
+    options = {**options}
     if task.overrides and (headers := overrides.dumped(task)):
-        options = {**options, "headers": {**headers, **(options.get("headers") or {})}}
+        options["headers"] = {**headers, **(options.get("headers") or {})}
     if task.short_name and task.short_name != task.func.__name__:
-        options = {"shadow": task.short_name, **options}
+        options.setdefault("shadow", task.short_name)
     return options

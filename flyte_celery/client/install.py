@@ -20,6 +20,7 @@ from celery import Celery, signals
 from .. import embedded
 from ..context import current_run
 from ..errors import InitializationError
+from ..secret_sources import SecretProvider, set_provider
 from ..settings import Settings, redacted
 from ..task import Dispatcher, set_dispatcher
 from . import backend as replies_backend
@@ -41,6 +42,7 @@ def init(
     broker: str | None = None,
     backend: str | None = None,
     main: str | None = None,
+    secret_provider: SecretProvider | None = None,
     **settings: Any,
 ) -> Celery:
     """Make a Celery app that serves environments, or add environments to an existing one.
@@ -55,13 +57,16 @@ def init(
         backend: URL of the result backend. Default: `FLYTE_CELERY_RESULT_BACKEND`, `CELERY_RESULT_BACKEND`, then
             the broker when it is a Redis.
         main: Name of a new app. Default: the calling module's.
+        secret_provider: A function that workers ask first for the secrets of environments: it takes a `flyte.Secret`
+            and returns its value, str or bytes, or None for one that it does not know. Only workers call it.
         **settings: Celery settings of a new app, such as `timezone="Europe/Vienna"`.
 
     Returns:
         The app.
 
     Raises:
-        TypeError: `app` is no Celery app, or `settings` are given for an existing one.
+        TypeError: `app` is no Celery app, or `settings` are given for an existing one, or `secret_provider` is no
+            function with `def`.
     """
     if app is not None and not isinstance(app, Celery):
         raise TypeError(f"init(app={app!r}) is no Celery app: pass the object that Celery(...) returned.")
@@ -85,6 +90,7 @@ def init(
     home = found.project_dir if use_embedded else None
     where = f"the bundled Redis of {home}" if home is not None else redacted(broker_url or "the app's own broker")
     logger.info("flyte_celery uses %s", where)
+    set_provider(app, secret_provider)
     return install(app, home)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import contextvars
 import functools
 import threading
 import time
@@ -12,13 +13,14 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sized
 from typing import Any
 
+from celery._state import _task_stack
 from kombu.exceptions import OperationalError
 
 from .. import context, errors, suspension
 from ..registry import check_conflicts
 from ..task import TaskTemplate
-from . import local
-from .batch import Batch
+from . import local, progress
+from .batch import MOST_AT_ONCE, Batch
 from .dispatch import CeleryDispatcher, value_of
 from .readers import LoopWait, ThreadWait
 from .results import Ending, ending_of, reply_channel
@@ -54,6 +56,13 @@ class Mapped:
         #: Whether the next input may keep us waiting: not where they are all there already.
         self.may_block = not all(isinstance(iterable, Sized) for iterable in iterables)
         self.group = f"{task.name}_{group_name or 'map'}"
+        self._iterables = iterables
+
+    def total(self) -> int | None:
+        """How many inputs there are; None where that is not known before the last."""
+        if self.may_block:
+            return None
+        return min((len(iterable) for iterable in self._iterables if isinstance(iterable, Sized)), default=0)
 
     def calls(self) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
         """Arguments of each call."""
@@ -92,7 +101,7 @@ class Map:
         Args:
             func: A task, or a `functools.partial` of one that leaves exactly one parameter.
             *iterables: Zipped to the shortest. They may be endless.
-            group_name: Name for the calls in monitoring.
+            group_name: Name of these calls, which the progress bar shows.
             concurrency: Calls in flight at once; 0 means as many as the window of 1000.
             return_exceptions: Yield failures as objects in place of results, also the TypeError of an argument that
                 does not fit; False raises the first one and revokes the calls in flight.
@@ -166,7 +175,39 @@ async def _one_here(
         return exc
 
 
-def _value(task: AnyTask, ending: Ending, return_exceptions: bool) -> Any:
+@contextlib.contextmanager
+def _parent(task: Any, request: Any) -> Iterator[None]:
+    """Have Celery know on this thread which task makes the calls."""
+    if task is None:
+        yield
+        return
+    _task_stack.push(task)
+    task.request_stack.push(request)
+    try:
+        yield
+    finally:
+        task.request_stack.pop()
+        _task_stack.pop()
+
+
+class _Cell:
+    """One call that was taken up and not yet yielded."""
+
+    __slots__ = ("ending", "task_id")
+
+    def __init__(self) -> None:
+        #: Its id, once it is published.
+        self.task_id = ""
+        #: How it ends; None until it is published, or found in the cache.
+        self.ending: Ending | None = None
+
+    def done(self) -> bool:
+        """Whether its value is here."""
+        return self.ending is not None and self.ending.done()
+
+
+def _value(task: AnyTask, ending: Ending | None, return_exceptions: bool) -> Any:
+    assert ending is not None  # its cell is done
     try:
         return value_of(task, ending.result())
     except (errors.BaseRuntimeError, TypeError) as exc:
@@ -187,12 +228,20 @@ class _Flight:
         self._concurrency = concurrency
         self._landed = landed
         self._batch = Batch(dispatcher.publisher)
-        self._open = 0
+        self._taken = self._open = 0
         self._exhausted = False
         self._filling = False
         self._failed = False
         self._slow = False
-        self.waiting: deque[tuple[str, Ending]] = deque()
+        #: Calls that are looked up in the cache before they are published, with their place in `waiting`.
+        self._asked: list[tuple[tuple[Any, ...], dict[str, Any], _Cell]] = []
+        self._asking = threading.Lock()
+        self._cached = dispatcher.is_cached(mapped.task)
+        # What is looked up is called from the thread that asks, as if it were called here.
+        self._context = contextvars.copy_context()
+        parent = dispatcher.app.current_worker_task
+        self._parent = (parent, None if parent is None else parent.request_stack.top)
+        self.waiting: deque[_Cell] = deque()
 
     def take(self) -> bool:
         """Take up the next calls for one write: until the window or the write is full, or the input is slow.
@@ -209,14 +258,14 @@ class _Flight:
         taken = len(self.waiting)
         with self._sent_meanwhile() if free > 1 and self._mapped.may_block else contextlib.nullcontext():
             spent, self._slow = 0.0, False
-            while free and not self._batch.full and not self._slow:
+            while free and not self._batch.full and len(self._asked) < MOST_AT_ONCE and not self._slow:
                 asked = time.monotonic()
                 call = next(self._calls, None)
                 if call is None:
                     self._exhausted = True
                     break
                 spent += time.monotonic() - asked
-                self._slow = spent > PATIENCE
+                self._slow = self._mapped.may_block and spent > PATIENCE
                 self._add(*call)
                 free -= 1
         return len(self.waiting) > taken
@@ -224,20 +273,46 @@ class _Flight:
     @property
     def yields_first(self) -> bool:
         """Whether a result is there that should not wait for more of a slow input."""
-        return self._slow and bool(self.waiting) and self.waiting[0][1].done()
+        return self._slow and bool(self.waiting) and self.waiting[0].done()
 
     def _add(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        task_id = ""
+        cell = _Cell()
+        if self._cached:
+            with self._asking:
+                self._asked.append((args, kwargs, cell))
+        else:
+            self._call(args, kwargs, cell)
+        self._taken += 1
+        self._open += 1
+        self.waiting.append(cell)
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], cell: _Cell) -> None:
         try:
             # A parent would keep a result object per call, and store all their ids with its own result.
             call = self._dispatcher.add_to(self._batch, self._mapped.task, args, kwargs, {"add_to_parent": False})
-            task_id, ending = str(call.id), ending_of(call, self._landed)
+            cell.task_id, cell.ending = str(call.id), ending_of(call, self._landed)
         except (TypeError, errors.InlineIOMaxBytesBreached) as exc:  # what does not fit fails this call alone
-            ending = concurrent.futures.Future()
-            ending.set_exception(exc)
-            self._landed(ending)
-        self._open += 1
-        self.waiting.append((task_id, ending))
+            failed: concurrent.futures.Future[dict[str, Any]] = concurrent.futures.Future()
+            failed.set_exception(exc)
+            cell.ending = failed
+            self._landed(failed)
+
+    def _look_up(self) -> None:
+        """Answer from the cache what is there, in one round trip; the rest is called."""
+        with self._asking:
+            asked, self._asked = self._asked, []
+        if asked:
+            self._context.run(self._answer, asked)
+
+    def _answer(self, asked: list[tuple[tuple[Any, ...], dict[str, Any], _Cell]]) -> None:
+        with _parent(*self._parent):
+            calls = [(args, kwargs) for args, kwargs, _ in asked]
+            results = self._dispatcher.answers(self._mapped.task, calls, {"add_to_parent": False})
+            for (args, kwargs, cell), result in zip(asked, results, strict=True):
+                if result is None:
+                    self._call(args, kwargs, cell)
+                else:
+                    cell.ending = ending_of(result, self._landed)
 
     def send(self) -> None:
         """Publish what was taken.
@@ -246,6 +321,7 @@ class _Flight:
             kombu.exceptions.OperationalError: The broker cannot be reached.
         """
         try:
+            self._look_up()
             self._batch.flush()
         except OperationalError:
             self._failed = True
@@ -278,11 +354,20 @@ class _Flight:
         """One call has come back."""
         self._open -= 1
 
+    def done(self) -> int:
+        """Calls that have come back."""
+        return self._taken - self._open
+
+    def awaited(self) -> list[str]:
+        """Ids of the calls that have not come back."""
+        return [cell.task_id for cell in list(self.waiting) if cell.task_id and not cell.done()]
+
     def abandon(self) -> None:
         """Nobody wants the rest: revoke what is in flight."""
-        ids = [task_id for task_id, ending in self.waiting if not ending.done()]
-        for _, ending in self.waiting:
-            ending.cancel()
+        ids = [cell.task_id for cell in self.waiting if cell.task_id and not cell.done()]
+        for cell in self.waiting:
+            if cell.ending is not None:
+                cell.ending.cancel()
         if ids and not self._failed:
             self._dispatcher.app.control.revoke(ids, terminate=True)
 
@@ -302,15 +387,16 @@ def _submitted(
             flight.send()
 
     try:
-        fill()
-        while flight.waiting:
-            while not flight.waiting[0][1].done():
-                with suspension.waiting(lambda: news.land(None)):
-                    news.get()
-                flight.landed()
-                fill()
-            yield _value(mapped.task, flight.waiting.popleft()[1], return_exceptions)
+        with progress.shown(mapped.group, mapped.total, flight.done):
             fill()
+            while flight.waiting:
+                while not flight.waiting[0].done():
+                    with suspension.waiting(lambda: news.land(None), flight.awaited):
+                        news.get()
+                    flight.landed()
+                    fill()
+                yield _value(mapped.task, flight.waiting.popleft().ending, return_exceptions)
+                fill()
     finally:
         flight.abandon()
 
@@ -331,15 +417,16 @@ async def _submitted_async(
             await loop.run_in_executor(dispatcher.publisher.executor, flight.send)
 
     try:
-        await fill()
-        while flight.waiting:
-            while not flight.waiting[0][1].done():
-                async with suspension.awaiting():
-                    await news.get()
-                flight.landed()
-                await fill()
-            yield _value(mapped.task, flight.waiting.popleft()[1], return_exceptions)
+        with progress.shown(mapped.group, mapped.total, flight.done):
             await fill()
+            while flight.waiting:
+                while not flight.waiting[0].done():
+                    async with suspension.awaiting(lambda: news.land(None), flight.awaited):
+                        await news.get()
+                    flight.landed()
+                    await fill()
+                yield _value(mapped.task, flight.waiting.popleft().ending, return_exceptions)
+                await fill()
     finally:
         await loop.run_in_executor(None, flight.abandon)
 

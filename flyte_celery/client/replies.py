@@ -144,6 +144,10 @@ class ReplyChannel:
             self.read()
         return reply.payload
 
+    def known(self, key: bytes, payload: bytes | str) -> None:
+        """A final result was found in another way than by waiting for it."""
+        self._deliver(key, payload)
+
     def forget(self, reply: Reply) -> None:
         """The result is deleted."""
         with self._lock:

@@ -7,6 +7,7 @@ Celery itself, in a thread per wait.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Generator
@@ -14,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from celery import states
 from celery.backends.base import Backend
+from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult, EagerResult
+from kombu.utils.encoding import ensure_bytes
 
 from .. import context, suspension
-from ..errors import RuntimeSystemError, StarvationError, SyncTaskCallInAsyncContextError
+from ..errors import RuntimeSystemError
 from ..task import TaskTemplate
 from .readers import LoopWait, ThreadWait
 from .replies import Reply, ReplyChannel
+from .waits import check_blocking, check_circle
 
 Meta = dict[str, Any]
 
@@ -32,6 +36,8 @@ class EnvironmentResult(AsyncResult):
     template: TaskTemplate[Any, Any] | None = None
     #: What the reply channel knows of it; None where the backend has no such channel.
     reply: Reply | None = None
+    #: Whether this call was answered from the cache, and made nothing run.
+    hit = False
     #: Whether Celery's own subscription is used instead, for what the reply channel does not do.
     left_to_celery = False
     _filler: _CacheFiller | None = None
@@ -53,26 +59,21 @@ class EnvironmentResult(AsyncResult):
             flyte_celery.errors.SyncTaskCallInAsyncContextError: It would block the event loop of an async task.
             flyte_celery.errors.StarvationError: The task would wait for itself, or for one that waits for it.
         """
-        run = context.current_run.get()
-        if run is not None:
-            self._check_wait(run)
+        if context.current_run.get() is not None:
+            check_blocking(f"get() of {self.id}")
+            check_circle(self.id)
             kwargs.setdefault("disable_sync_subtasks", False)
+            if self.reply is None and self._cache is None and not self.ignored:
+                self._wait_slotless(*args, **kwargs)
         value = super().get(*args, **kwargs)
         return value if self.ignored else self.typed(value)
 
-    def _check_wait(self, run: context.RunContext) -> None:
-        if context.in_event_loop() and run.is_async:
-            raise SyncTaskCallInAsyncContextError(
-                f"get() of {self.id} blocks the event loop of the async task {run.task}; write `await result` instead."
-            )
-        self._check_circle(run)
-
-    def _check_circle(self, run: context.RunContext) -> None:
-        if any(waiting.endswith(f"[{self.id}]") for waiting in run.chain):
-            raise StarvationError(
-                f"{run.chain[-1]} waits for the result of {self.id}, which waits for it: {' > '.join(run.chain)}. "
-                "Neither would ever end; wait for results of your own calls."
-            )
+    def _wait_slotless(self, timeout: float | None = None, *_: Any, **__: Any) -> None:
+        """Wait without a slot for what Celery itself then finds at once."""
+        try:
+            wait_for(self, timeout)
+        except TimeoutError:
+            raise CeleryTimeoutError(f"No result of {self.id} within {timeout:g} s.") from None
 
     def then(self, callback: Any, on_error: Any = None, weak: bool = False) -> Any:
         """Call back when the result is read, as Celery's `AsyncResult.then`."""
@@ -90,6 +91,18 @@ class EnvironmentResult(AsyncResult):
         super().forget()
         if self.reply is not None:
             self.backend.replies.forget(self.reply)
+
+    def answer(self, payload: bytes | str) -> None:
+        """The call is not made, because its result is here: this one is done."""
+        self.hit = True
+        self.reply = Reply(ensure_bytes(self.backend.get_key_for_task(self.id)))
+        self.reply.payload = payload
+        self.fill_cache()
+
+    @property
+    def cached(self) -> bool:
+        """Whether the value came from the cache. False as long as it is not there."""
+        return self.hit or bool((self._get_task_meta() or {}).get("cached"))
 
     def fill_cache(self) -> None:
         """Have Celery's `AsyncResult` know the reply, which is here."""
@@ -113,8 +126,7 @@ class EnvironmentResult(AsyncResult):
     async def _wait(self) -> Any:
         if self.ignored:
             return None
-        if (run := context.current_run.get()) is not None:
-            self._check_circle(run)
+        check_circle(self.id)
         meta = await outcome(self)
         if meta["status"] in states.PROPAGATE_STATES:
             raise meta["result"]
@@ -128,7 +140,8 @@ class _CacheFiller:
         self._result = weakref.ref(result)
 
     def land(self, arrived: Any) -> None:
-        if (result := self._result()) is not None:
+        # Celery, where it waits itself, would not tell of a result that it did not put there.
+        if (result := self._result()) is not None and not result.left_to_celery:
             result.fill_cache()
 
 
@@ -136,6 +149,8 @@ class EagerEnvironmentResult(EagerResult):
     """The result of a call that ran at once (`apply`, `task_always_eager`), with the same face as any other."""
 
     template: TaskTemplate[Any, Any]
+    #: A call that runs at once is never looked up.
+    cached = False
 
     @classmethod
     def of(cls, result: EagerResult, template: TaskTemplate[Any, Any]) -> EagerEnvironmentResult:
@@ -162,38 +177,51 @@ async def outcome(result: Any) -> Meta:
     reply = getattr(result, "reply", None)
     if reply is None:
         future = outcome_of(result)
-        wait = LoopWait(None)
-        future.add_done_callback(wait.land)
-        async with suspension.awaiting():
-            return (await wait.get()).result()  # type: ignore[no-any-return]
+        asked = LoopWait(None)
+        future.add_done_callback(asked.land)
+        try:
+            async with suspension.awaiting(future.cancel):
+                await asked.get()
+            return future.result()
+        finally:
+            future.cancel()
     channel = result.backend.replies
     if reply.payload is None:
         wait = LoopWait(channel)
         channel.attach(reply, wait, None)
         try:
             channel.look_after([reply])
-            async with suspension.awaiting():
+            async with suspension.awaiting(lambda: wait.land(None), lambda: [result.id]):
                 await wait.get()
         finally:
             channel.detach(reply, wait)
     return result.backend.decode_result(reply.payload)  # type: ignore[no-any-return]
 
 
-def wait_for(result: Any) -> Meta:
-    """How a submitted call ends, as Celery's backend describes it; a task that waits gives its slot away meanwhile."""
+def wait_for(result: Any, timeout: float | None = None) -> Meta:
+    """How a submitted call ends, as Celery's backend describes it; a task that waits gives its slot away meanwhile.
+
+    Raises:
+        TimeoutError: It has not ended within `timeout` seconds.
+    """
     reply = getattr(result, "reply", None)
     if reply is None or isinstance(result, EagerResult) or result.ignored:
         future = outcome_of(result)
-        with suspension.waiting(future.cancel):
+        try:
+            with suspension.waiting(future.cancel):
+                future.exception(timeout)
             return future.result()
+        finally:
+            future.cancel()
     channel = result.backend.replies
     if reply.payload is None:
         wait = ThreadWait(channel)
         channel.attach(reply, wait, None)
         try:
             channel.look_after([reply])
-            with suspension.waiting(lambda: wait.land(None)):
-                wait.get()
+            awaited = None if timeout is not None else lambda: [result.id]
+            with suspension.waiting(lambda: wait.land(None), awaited):
+                wait.get(timeout)
         finally:
             channel.detach(reply, wait)
     return result.backend.decode_result(reply.payload)  # type: ignore[no-any-return]
@@ -211,8 +239,7 @@ def needs_no_preparation(backend: Any) -> bool:
 def outcome_of(result: Any) -> concurrent.futures.Future[Meta]:
     """A future of how a submitted call ends, as Celery's backend describes it; cancelling it forgets the wait.
 
-    On a reply channel it is done when somebody reads that: `result()` does so itself, and so does every wait
-    for the channel.
+    On a reply channel it is done when somebody reads that, as every wait for the channel does.
     """
     if isinstance(result, EagerResult) or result.ignored:
         future: concurrent.futures.Future[Meta] = concurrent.futures.Future()
@@ -287,21 +314,6 @@ class _ReplyFuture(concurrent.futures.Future[Meta]):
             except Exception as exc:
                 self.set_exception(exc)
 
-    def result(self, timeout: float | None = None) -> Meta:
-        """See `concurrent.futures.Future.result`."""
-        if not self.done():
-            channel = self._backend.replies
-            wait = ThreadWait(channel)
-            channel.attach(self._reply, wait, None)
-            try:
-                channel.look_after([self._reply])
-                wait.get(timeout)
-            except TimeoutError:
-                raise TimeoutError(f"The run has not ended within {timeout:g} s.") from None
-            finally:
-                channel.detach(self._reply, wait)
-        return super().result()
-
     def cancel(self) -> bool:
         """Forget the wait."""
         self._backend.replies.detach(self._reply, self)
@@ -315,6 +327,10 @@ def reply_channel(backend: Any) -> ReplyChannel | None:
     """The reply channel of a backend; None when it has none, and other threads bring its results."""
     channel: ReplyChannel | None = getattr(backend, "replies", None)
     return channel
+
+
+#: Seconds between two looks whether the wait for a result is still wanted, where Celery itself waits for it.
+_LOOK = 5.0
 
 
 def _ask_celery(pending: Any) -> concurrent.futures.Future[Meta]:
@@ -332,12 +348,22 @@ def _ask_celery(pending: Any) -> concurrent.futures.Future[Meta]:
         return future
 
     def ask() -> None:
+        outcome, failure = None, None
         try:
             result = AsyncResult(pending.id, backend=pending.backend)
-            result.get(propagate=False, disable_sync_subtasks=False)
-            future.set_result({"status": result.state, "result": result.result, "traceback": result.traceback})
+            while outcome is None and not future.cancelled():
+                with contextlib.suppress(CeleryTimeoutError):
+                    result.get(timeout=_LOOK, propagate=False, disable_sync_subtasks=False)
+                    outcome = {"status": result.state, "result": result.result, "traceback": result.traceback}
         except BaseException as exc:
-            future.set_exception(exc)
+            failure = exc
+        if not future.set_running_or_notify_cancel():
+            return
+        if failure is not None:
+            future.set_exception(failure)
+        else:
+            assert outcome is not None
+            future.set_result(outcome)
 
     threading.Thread(target=ask, name=f"flyte-celery-result-{pending.id}", daemon=True).start()
     return future

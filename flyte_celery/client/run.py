@@ -20,7 +20,8 @@ from ..settings import Settings
 from ..task import TaskTemplate, current_dispatcher
 from . import local
 from .dispatch import CeleryDispatcher, failure, value_of
-from .results import Meta, outcome, outcome_of
+from .results import Meta, outcome, outcome_of, wait_for
+from .waits import check_blocking
 
 logger = logging.getLogger("flyte_celery")
 
@@ -80,6 +81,9 @@ class LocalRun:
         """
         raise ValueError("A local run has no phase: it was finished when run() returned.")
 
+    #: A local run is never looked up.
+    cached = False
+
     def done(self) -> bool:
         """True: it was finished when `run` returned."""
         return True
@@ -129,6 +133,11 @@ class Run:
             return _PHASES.get(self._future.result()["status"], ActionPhase.FAILED)
         return _PHASES.get(self.result.state, ActionPhase.QUEUED)
 
+    @property
+    def cached(self) -> bool:
+        """Whether its value came from the cache. False as long as it has not ended."""
+        return bool(self.result.cached)
+
     def done(self) -> bool:
         """Whether it has ended, well or not."""
         return self._future.done() or bool(self.result.ready())
@@ -166,7 +175,13 @@ class Run:
             raise failure(meta)
 
     def _meta(self, timeout: float | None) -> Meta:
-        return self._future.result(timeout)
+        if self._future.done():
+            return self._future.result()
+        check_blocking(f"A wait for {self.id}")
+        try:
+            return wait_for(self.result, timeout)
+        except TimeoutError:
+            raise TimeoutError(f"The run has not ended within {timeout:g} s.") from None
 
     def __await__(self) -> Generator[Any, Any, Any]:
         """The task's value, without blocking the event loop."""
@@ -201,6 +216,9 @@ class Runner:
     def __init__(self, mode: str | None = None, **options: Any) -> None:
         self._mode = mode
         self._options = options
+        disabled, overwritten = options.get("disable_run_cache"), options.get("overwrite_cache")
+        #: What its runs say about the cache.
+        self.cache = "disable" if disabled else "override" if overwritten else None
         self.run = _RunCall(self)
 
 
@@ -227,7 +245,7 @@ class _RunCall:
             flyte_celery.errors.RuntimeUserError: The task failed, when it runs here.
         """
         mode, custom = self._runner._mode, self._runner._options.get("custom_context") or {}
-        with context.custom_context(**custom):
+        with context.custom_context(**custom), context.with_run_cache(self._runner.cache):
             if isinstance(task, Workflow):
                 return LocalRun(_run_workflow(task, args, kwargs))
             _check(task)
@@ -241,7 +259,7 @@ class _RunCall:
         mode, custom = self._runner._mode, self._runner._options.get("custom_context") or {}
         if not isinstance(task, TaskTemplate) or (dispatcher := _choose(mode)) is None:
             return await asyncio.to_thread(self, task, *args, **kwargs)
-        with context.custom_context(**custom):
+        with context.custom_context(**custom), context.with_run_cache(self._runner.cache):
             result = await dispatcher.submit(task, *_bound(task, args, kwargs))
         return Run(dispatcher, task, result)
 
@@ -251,8 +269,10 @@ def with_runcontext(mode: str | None = None, **options: Any) -> Runner:
 
     Args:
         mode: `"local"` runs in this process, `"remote"` submits; None submits when there is a broker.
-        **options: Flyte's options. `custom_context` reaches the tasks; those that name parts of Flyte's back end
-            (`project`, `domain`, `copy_style`, ...) are accepted and mean nothing here, see the parameter table.
+        **options: Flyte's options. `custom_context` reaches the tasks; `disable_run_cache=True` lets the run's tasks
+            neither use nor fill the cache, `overwrite_cache=True` runs them all and renews what is cached. Those that
+            name parts of Flyte's back end (`project`, `domain`, `copy_style`, ...) are accepted and mean nothing here,
+            see the parameter table.
 
     Raises:
         ValueError: `max_action_concurrency` is 1 or negative.

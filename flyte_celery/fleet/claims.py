@@ -21,6 +21,13 @@ from .handing_back import hand_back
 from .messages import lost_once_more, priority_of, task_id_of
 from .scripts import script
 
+#: Most messages that have waited too long to claim at once.
+MOST_OVERDUE = 100
+
+#: How many messages of each list are looked at for it, the first ones, and how many bytes at most.
+LOOKED_AT = 1000
+LOOKED_AT_BYTES = 1024 * 1024
+
 
 class LeaseLostError(Exception):
     """The worker's lease was over before it renewed it; its claims are somebody else's now."""
@@ -114,6 +121,25 @@ class Claims:
         """
         assert self._asked is not None, "nothing was asked for"
         first, self._asked = self._asked, None
+        if reply == -1:
+            raise LeaseLostError(f"The lease of {self.worker} on {self.queue!r} is over.")
+        taken = [Claim(number, message) for number, message in enumerate(reply, first)]
+        self.held.update((claim.id, claim) for claim in taken)
+        return taken
+
+    def claim_overdue(self) -> list[Claim]:
+        """Claim messages that have waited in the queue for longer than they may.
+
+        Raises:
+            LeaseLostError: The worker may not claim any more.
+            redis.RedisError: Redis does not answer, or refuses; what it claimed all the same `reclaim` finds.
+        """
+        first = self._next
+        self._next += MOST_OVERDUE
+        keys = [names.workers_key(), self._claims, *self.lists]
+        reply = script("overdue").run(
+            self.client, keys, [self._member, first, MOST_OVERDUE, LOOKED_AT, LOOKED_AT_BYTES]
+        )
         if reply == -1:
             raise LeaseLostError(f"The lease of {self.worker} on {self.queue!r} is over.")
         taken = [Claim(number, message) for number, message in enumerate(reply, first)]

@@ -19,6 +19,7 @@ import redis
 
 from .. import names
 from .catalogue import priority_steps
+from .messages import without_eta
 from .scripts import script
 
 #: Most messages that one script moves: a bound on how long it keeps the server busy.
@@ -72,8 +73,49 @@ class Later:
         first: Any = self._client.zrange(names.later_key(self._queue), 0, 0, withscores=True)
         return first[0][1] / 1000 if first else None
 
+    def entries(self) -> list[tuple[str, float]]:
+        """Task ids and when each is due, in seconds since the epoch, the next one first.
+
+        Of several messages of one task all but the first have an id with something behind it.
+        """
+        found: Any = self._client.zrange(names.later_key(self._queue), 0, -1, withscores=True)
+        return [(entry.decode(), due / 1000) for entry, due in found]
+
+    def drop(self, entries: Iterable[str]) -> int:
+        """Forget messages for good.
+
+        Returns:
+            How many there were.
+        """
+        pipe: Any = self._client.pipeline()
+        for entry in entries:
+            pipe.zrem(names.later_key(self._queue), entry)
+            pipe.hdel(names.later_messages_key(self._queue), entry)
+        return int(sum(pipe.execute()[::2]))
+
+    def hurry(self, entries: Iterable[str]) -> int:
+        """Make messages due now: they lose the time that they were given.
+
+        Returns:
+            How many there were.
+        """
+        key, messages_key, wanted = names.later_key(self._queue), names.later_messages_key(self._queue), list(entries)
+
+        def change(pipe: Any) -> int:
+            kept: list[bytes | None] = pipe.hmget(messages_key, wanted) if wanted else []
+            found = {entry: message for entry, message in zip(wanted, kept, strict=True) if message is not None}
+            pipe.multi()
+            for entry, message in found.items():
+                number, _, text = message.partition(b":")
+                pipe.hset(messages_key, entry, number + b":" + without_eta(text))
+                pipe.zadd(key, {entry: 0}, xx=True)
+            pipe.zadd(names.later_queues_key(), {self._queue: 0}, xx=True)
+            return len(found)
+
+        return int(self._client.transaction(change, key, messages_key, value_from_callable=True))  # type: ignore[arg-type]
+
     def bring_forward(self, task_ids: Iterable[str]) -> int:
-        """Make messages due now, such as those that were revoked: a worker then says so to their callers.
+        """Let workers take messages now that were revoked: one that knows so tells their callers, others park them.
 
         Returns:
             How many there were.

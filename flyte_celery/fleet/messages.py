@@ -44,6 +44,15 @@ def forgiven(message: bytes) -> bytes:
     return _changed(message, forget)
 
 
+def without_eta(message: bytes) -> bytes:
+    """The message as if it had been submitted without a time."""
+
+    def forget(payload: dict[str, Any]) -> None:
+        payload["headers"]["eta"] = None
+
+    return _changed(message, forget)
+
+
 def priority_of(message: bytes) -> int:
     """The message's priority, 0 when it does not tell."""
     try:

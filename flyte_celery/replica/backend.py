@@ -18,7 +18,7 @@ from celery.utils.log import get_logger
 from kombu.utils.encoding import bytes_to_str
 from redis.exceptions import NoScriptError
 
-from ..client.backend import RepliesBackend
+from ..client.backend import KEEP_FIELD, RepliesBackend
 from ..fleet.patience import backoff, passes
 from ..fleet.scripts import script
 from ..fleet.storing import UNFENCED, Store, store
@@ -56,6 +56,8 @@ class ReplicaBackend(RepliesBackend):
         if state not in states.READY_STATES or not is_replies_key(reply_to):
             reply_to = ""
         write = store(key, self.encode(meta), int(expires or 0), reply_to, (member, claim), finished=finished)
+        if state == states.SUCCESS and (keep := getattr(request, KEEP_FIELD, None)) is not None:
+            write = keep.added_to(write)
         if bridge.driven():
             stored = bridge.hand_over(_batch_of(self).add(write))
         else:

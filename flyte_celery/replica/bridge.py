@@ -118,6 +118,8 @@ class Call:
         self._greenlet: _Tracer | None = None
         #: Whether the call was ended from outside; its body is cancelled besides.
         self.abandoned = False
+        #: The asyncio task that was cancelled for the body's sake alone.
+        self._uncancels: asyncio.Task[Any] | None = None
 
     async def run(self) -> Any:
         """Drive the function to its end, awaiting on the loop what it hands over with `wait`."""
@@ -137,8 +139,21 @@ class Call:
         try:
             return await handed
         finally:
+            if self._uncancels is not None:  # what the tracer still awaits looks at this count
+                self._uncancels.uncancel()
+                self._uncancels = None
             if self.abandoned:
                 raise Abandoned
+
+    def cancel_body(self, driver: asyncio.Task[Any]) -> None:
+        """Cancel the body alone: the tracer goes on with its end, as with any other failure.
+
+        Args:
+            driver: The asyncio task of `run`.
+        """
+        if self._greenlet is not None and self._greenlet.body is not None:
+            driver.cancel()
+            self._uncancels = driver
 
     def replace_cancel(self, exc: BaseException) -> None:
         """Let the next cancellation arrive in the body as `exc`."""

@@ -10,6 +10,7 @@ import asyncio
 import concurrent.futures
 import contextvars
 import ctypes
+import functools
 import pickle
 import queue
 import signal
@@ -22,6 +23,8 @@ from billiard.einfo import ExceptionInfo
 from celery.app.trace import fast_trace_task
 from celery.exceptions import SoftTimeLimitExceeded
 
+from .. import overrun, redaction
+from ..errors import RuntimeUserError
 from . import bridge, wire
 
 Outcome = tuple[Any, ...]
@@ -37,8 +40,44 @@ def trace(*args: Any) -> Outcome:
     return (wire.OK, failed, pickled_exception(value) if failed else value, runtime)
 
 
+def keep_secrets(task: Any) -> None:
+    """Let what a task raises be free of secrets before Celery stores, logs or passes on any of it.
+
+    Celery's own `autoretry_for` wraps `run` in the same way.
+    """
+    redactor = redaction.current()
+    if not redactor:
+        return
+    run = task.run
+
+    @functools.wraps(run)
+    def clean_run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return run(*args, **kwargs)
+        except BaseException as exc:
+            clean = redactor.exception(exc)
+            if clean is exc:
+                raise
+            raise clean from None
+
+    task.run = clean_run
+
+
 def pickled_exception(info: ExceptionInfo) -> bytes:
-    """Pickle exception info; what does not survive a pickle is replaced by a description of itself."""
+    """Pickle exception info; what does not survive a pickle, or has a secret, is replaced by its description."""
+    data = _pickled_exception(info)
+    redactor = redaction.current()
+    if not redactor.found_in(data):
+        return data
+    try:
+        raise RuntimeUserError(type(info.exception).__name__, redactor.text(str(info.exception)))
+    except RuntimeUserError:
+        clean = ExceptionInfo()
+    clean.traceback = redactor.text(info.traceback or "")
+    return pickle.dumps(clean)
+
+
+def _pickled_exception(info: ExceptionInfo) -> bytes:
     try:
         data = pickle.dumps(info, protocol=pickle.HIGHEST_PROTOCOL)
         pickle.loads(data)
@@ -84,8 +123,18 @@ class MainThread:
         return await asyncio.wrap_future(future)
 
 
-def interrupt_main_thread() -> None:
-    """Raise `SoftTimeLimitExceeded` in the sync body that runs on the main thread, as Celery's own pool does."""
+#: The task whose body is to be interrupted, and no other one; None for whatever runs on the main thread.
+_interrupted: str | None = None
+
+
+def interrupt_main_thread(task_id: str | None = None) -> None:
+    """Raise `SoftTimeLimitExceeded` in the sync body that runs on the main thread, as Celery's own pool does.
+
+    Args:
+        task_id: Nothing happens when the body of this task has ended by then.
+    """
+    global _interrupted
+    _interrupted = task_id
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
 
@@ -93,7 +142,10 @@ def install_soft_timeout_signal() -> None:
     """Make SIGUSR1 mean "soft time limit exceeded", as in Celery's own pool processes."""
 
     def raise_soft_timeout(signum: int, frame: object) -> None:
-        raise SoftTimeLimitExceeded()
+        global _interrupted
+        task_id, _interrupted = _interrupted, None
+        if task_id is None or overrun.in_body(task_id):
+            raise SoftTimeLimitExceeded()
 
     signal.signal(signal.SIGUSR1, raise_soft_timeout)
 
@@ -107,6 +159,7 @@ class LoopJob:
 
     def __init__(self, number: int, args: tuple[Any, ...], tell: Tell) -> None:
         self._number = number
+        self.task_id: str = args[1]
         self._call = bridge.Call(trace, *args)
         self._tell = tell
         self._task: asyncio.Task[None] | None = None
@@ -133,11 +186,17 @@ class LoopJob:
         if self._task is not None:
             self._task.cancel()
 
+    def interrupt(self) -> None:
+        """Cancel the body's coroutine alone; the tracer goes on."""
+        if self._task is not None:
+            self._call.cancel_body(self._task)
+
 
 class SyncJob:
     """A task with a sync body: it runs on a thread, and reports from there, so that none waits for the event loop."""
 
     def __init__(self, number: int, args: tuple[Any, ...], tell: Tell) -> None:
+        self.task_id: str = args[1]
         self._number = number
         self._args = args
         self._tell = tell
@@ -153,10 +212,18 @@ class SyncJob:
 
     def cancel(self, soft: float | None) -> None:
         """Raise a soft limit in the body. A hard end is the worker's: it kills the replica."""
-        if soft is None or self._thread is None:
+        if soft is not None:
+            self._raise_soft(None)
+
+    def interrupt(self) -> None:
+        """Raise `SoftTimeLimitExceeded` in the body, unless it ends first."""
+        self._raise_soft(self.task_id)
+
+    def _raise_soft(self, body_of: str | None) -> None:
+        if self._thread is None:
             return
         if self._thread == threading.main_thread().ident:
-            interrupt_main_thread()
+            interrupt_main_thread(body_of)
         else:
             # A signal reaches the main thread alone; this arrives with the next bytecode of the other one.
             raised = ctypes.py_object(SoftTimeLimitExceeded)

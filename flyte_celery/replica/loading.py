@@ -9,6 +9,8 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from .. import redaction
+from ..secret_sources import Secrets
 from .application import ApplicationReference
 from .backend import install as install_backend
 
@@ -16,8 +18,10 @@ if TYPE_CHECKING:
     from celery import Celery
 
 
-def load(reference: ApplicationReference) -> Celery:
-    """Import the app and all modules with its tasks, in a fresh interpreter."""
+def load(reference: ApplicationReference, secrets: Secrets) -> Celery:
+    """Import the app and all modules with its tasks, in a fresh interpreter that has its secrets first."""
+    redaction.install(secrets.values)
+    os.environ.update(secrets.environ)
     os.chdir(reference.cwd)
     sys.path[:] = reference.path
     app = _import(reference)

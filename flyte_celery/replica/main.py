@@ -22,15 +22,18 @@ from typing import Any, NoReturn
 
 from celery import signals
 from celery.app.trace import build_tracer, setup_worker_optimizations
+from celery.exceptions import SoftTimeLimitExceeded
 from celery.utils.log import get_logger
 
-from .. import context
+from .. import context, overrun, redaction
 from ..environment import Hook, TaskEnvironment, environments
+from ..errors import TaskTimeoutError, raised
 from ..supervisor.confinement import enter
 from ..supervisor.wire import Line
 from ..suspension import set_suspender
 from . import bridge, wire
-from .execute import LoopJob, MainThread, SyncJob, install_soft_timeout_signal
+from .circles import CircleWatch
+from .execute import LoopJob, MainThread, SyncJob, install_soft_timeout_signal, keep_secrets
 from .loading import load
 from .outbox import Outbox
 from .plan import ReplicaPlan
@@ -102,6 +105,7 @@ def _initialise(plan: ReplicaPlan, app: Any) -> None:
 
 def _build_tracer(plan: ReplicaPlan, app: Any, name: str) -> None:
     task = app.tasks[name]
+    keep_secrets(task)
     task.__trace__ = build_tracer(name, task, app.loader, plan.hostname, app=app)
 
 
@@ -119,6 +123,7 @@ class Replica:
         self.main_thread: MainThread | None = None
         self.jobs: dict[int, LoopJob | SyncJob] = {}
         self._suspended = Suspended(self._tell, plan.max_suspended)
+        self._suspended.on_wait = CircleWatch(self._suspended, app.backend).begin
         set_suspender(self._suspended)
         #: The task that the main thread has.
         self._on_main: int | None = None
@@ -179,6 +184,9 @@ class Replica:
                     job = self.jobs.get(number)
                     if job is not None and (soft is not None or not self._suspended.cancel(number)):
                         job.cancel(soft)
+                case (wire.EXCEEDED, number, code, message):
+                    if (job := self.jobs.get(number)) is not None:
+                        self._exceeded(number, job, code, message)
                 case (wire.GO, number):
                     self._suspended.granted(number)
                 case (wire.STOP,):
@@ -188,6 +196,13 @@ class Replica:
         if closed:
             # The worker is gone, and with it the right to go on with its tasks.
             os._exit(1)
+
+    def _exceeded(self, number: int, job: LoopJob | SyncJob, code: str, message: str) -> None:
+        error = raised("user", code, message)
+        assert isinstance(error, TaskTimeoutError)
+        in_body = overrun.note(job.task_id, error)
+        if in_body and not self._suspended.cancel(number, SoftTimeLimitExceeded):
+            job.interrupt()
 
     def _start(self, number: int, args: tuple[Any, ...]) -> None:
         self._suspended.begun(args[1], number)
@@ -210,7 +225,8 @@ class Replica:
 
     def _tell(self, message: tuple[Any, ...]) -> None:
         if message[0] == wire.DONE:
-            self.jobs.pop(message[1], None)
+            if (job := self.jobs.pop(message[1], None)) is not None:
+                overrun.forget(job.task_id)
             self._suspended.ended(message[1])
             if self._on_main == message[1]:
                 self._on_main = None
@@ -218,18 +234,23 @@ class Replica:
 
 
 def _describe_failure(exc: BaseException) -> str:
-    return "".join(traceback.format_exception_only(exc)).strip()
+    return redaction.current().text("".join(traceback.format_exception_only(exc)).strip())
 
 
 def _main() -> None:
-    """Entry of a fresh interpreter: the plan comes on standard input, the worker's socket is inherited."""
-    plan, number, confinement, cpus = pickle.loads(sys.stdin.buffer.read())
-    enter(confinement, cpus)
+    """Entry of a fresh interpreter: the plan comes on standard input, the worker's socket is inherited.
+
+    So are the locks on its devices, which stay with this process and its forks, and go to no other program.
+    """
+    for file in sys.argv[2:]:
+        os.set_inheritable(int(file), False)
+    plan, number, begin = pickle.loads(sys.stdin.buffer.read())
+    enter(*begin)
     sock = socket.socket(fileno=int(sys.argv[1]))
     try:
-        leave(run(sock, plan, load(plan.application), number))
+        leave(run(sock, plan, load(plan.application, plan.secrets), number))
     except BaseException as exc:
-        traceback.print_exc()
+        print(redaction.current().text(traceback.format_exc()), file=sys.stderr)
         line = Line(sock)
         sock.setblocking(True)
         line.send((wire.START_FAILED, _describe_failure(exc)))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from ..secret_sources import Secrets
 from .application import ApplicationReference
 
 
@@ -36,3 +37,6 @@ class ReplicaPlan:
     startup_timeout: float = 600.0
     #: Tasks of one replica that may wait for their children at once.
     max_suspended: int = 1000
+    #: Secrets of the environment. They travel in the plan, over a socket or a pipe: other users of the machine can
+    #: read a process's arguments, and its own user the variables that it was started with.
+    secrets: Secrets = field(default_factory=Secrets)

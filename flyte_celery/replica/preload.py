@@ -20,13 +20,17 @@ import sys
 import time
 import traceback
 from collections import deque
+from pathlib import Path
 from typing import Any
 
+from .. import redaction
+from ..names import REPLICA_VARIABLE
 from ..supervisor import usage
-from ..supervisor.confinement import adopt_orphans, enter
+from ..supervisor.cgroup import Group, Groups, delegated
+from ..supervisor.confinement import Confinement, adopt_orphans, enter
 from ..supervisor.cpus import Cpus
 from ..supervisor.family import Family
-from ..supervisor.processes import Broke, Ended, Forked, KeepUntil, Preloaded, PreloadFailed, Start, Used
+from ..supervisor.processes import Broke, Ended, Enforces, Forked, KeepUntil, Preloaded, PreloadFailed, Start, Used
 from ..supervisor.watchdog import Bound, Breach, KernelKills, Watchdog
 from ..supervisor.wire import READ_SIZE, Decoder, encode
 from . import main as replica_main
@@ -39,6 +43,15 @@ _MAX_FDS = 64
 #: Seconds between two attempts to end what should have ended.
 _BETWEEN_KILLS = 0.02
 
+#: How replicas are kept to their limits: by groups of the kernel's or not.
+_HOW = {
+    True: "by the kernel (cgroup v2), and watched",
+    False: "by a watchdog, because this worker may make no groups of cgroup v2",
+}
+
+#: What `confinement.enter` takes: bounds, cores and the kernel's group.
+Beginning = tuple[Confinement, tuple[int, ...], Path | None]
+
 
 class Launcher:
     """Serves the worker's commands until its socket closes."""
@@ -48,9 +61,11 @@ class Launcher:
         self.decoder = Decoder()
         self.fds: deque[int] = deque()
         self.children: dict[int, int] = {}
-        self.family = Family(os.getpid())
+        self.family = Family(os.getpid(), REPLICA_VARIABLE)
         self.watchdog = Watchdog(self.family)
         self.cpus = Cpus()
+        self.groups: Groups | None = None
+        self.group_of: dict[int, Group] = {}
         self.kernel_kills = KernelKills()
         self.app: Any = None
         self.plan: ReplicaPlan
@@ -61,6 +76,8 @@ class Launcher:
         """Preload, then fork on command. Returns the exit code."""
         commands = deque(self._read())
         self.plan = commands.popleft()
+        self.groups = delegated(lambda pid: pid in (os.getpid(), os.getppid()))
+        self._tell(Enforces(_HOW[self.groups is not None]))
         if self.plan.preload and not self._preload():
             return 3
         wakeup = _wake_on_child_exit()
@@ -112,9 +129,9 @@ class Launcher:
     def _preload(self) -> bool:
         started = time.monotonic()
         try:
-            self.app = load(self.plan.application)
+            self.app = load(self.plan.application, self.plan.secrets)
         except BaseException:
-            self._tell(PreloadFailed(traceback.format_exc()))
+            self._tell(PreloadFailed(redaction.current().text(traceback.format_exc())))
             return False
         # What is alive now lives as long as the launcher: keep it out of the replicas' garbage collections, which
         # would otherwise copy every page that they mark.
@@ -141,25 +158,34 @@ class Launcher:
 
     def _start(self, start: Start) -> None:
         fd = self.fds.popleft()
+        files = [self.fds.popleft() for _ in range(start.files)]
         forks = self.plan.preload and not start.fresh
-        cpus = self.cpus.take(start.number, start.confinement.cores)
+        group = None if self.groups is None else self.groups.make(start.number, start.confinement)
+        bound = group is None or self.groups is None or not self.groups.limits_cores
+        cpus = self.cpus.take(start.number, start.confinement.cores if bound else None)
+        begin = (start.confinement, cpus, None if group is None else group.path)
         inherited = usage.held(os.getpid()) if forks else 0
         try:
-            pid = self._fork(start, fd, cpus) if forks else self._spawn(start, fd, cpus)
+            pid = self._fork(start, fd, begin) if forks else self._spawn(start, fd, files, begin)
         except OSError as exc:  # no memory or no process left: for the worker, a replica that failed to start
-            os.close(fd)
             self.cpus.give_back(start.number)
+            if group is not None:
+                group.remove()
             self._tell(Ended(start.number, exc.errno or 1, 0))
             return
-        os.close(fd)
+        finally:
+            for each in (fd, *files):
+                os.close(each)
         self.children[pid] = start.number
         with contextlib.suppress(OSError):  # it does so itself as well, whoever comes first
             os.setpgid(pid, pid)
         self.family.born(start.number, pid)
+        if group is not None:
+            self.group_of[start.number] = group
         self.watchdog.watch(start.number, pid, start.confinement, inherited)
         self._tell(Forked(start.number, pid))
 
-    def _fork(self, start: Start, fd: int, cpus: tuple[int, ...]) -> int:
+    def _fork(self, start: Start, fd: int, begin: Beginning) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
@@ -172,23 +198,23 @@ class Launcher:
             for other in self.fds:
                 os.close(other)
             os.environ.update({name: value for name, value in start.environ.items() if value is not None})
-            enter(start.confinement, cpus)
+            enter(*begin)
             code = replica_main.run(socket.socket(fileno=fd), self.plan, self.app, start.number)
         except BaseException:
-            traceback.print_exc()
+            print(redaction.current().text(traceback.format_exc()), file=sys.stderr)
             code = 1
         return replica_main.leave(code)
 
-    def _spawn(self, start: Start, fd: int, cpus: tuple[int, ...]) -> int:
+    def _spawn(self, start: Start, fd: int, files: list[int], begin: Beginning) -> int:
         environ = {**os.environ, **start.environ}
         process = subprocess.Popen(
-            [sys.executable, "-m", replica_main.__name__, str(fd)],
-            pass_fds=[fd],
+            [sys.executable, "-m", replica_main.__name__, *map(str, (fd, *files))],
+            pass_fds=[fd, *files],
             env={name: value for name, value in environ.items() if value is not None},
             stdin=subprocess.PIPE,
         )
         assert process.stdin is not None
-        process.stdin.write(pickle.dumps((self.plan, start.number, start.confinement, cpus)))
+        process.stdin.write(pickle.dumps((start.config or self.plan, start.number, begin)))
         process.stdin.close()
         process.returncode = 0  # reaped here by pid, not by subprocess
         return process.pid
@@ -213,9 +239,17 @@ class Launcher:
         self.family.forget(pid)
         self.cpus.give_back(number)
         watched = self.watchdog.unwatch(number)
-        if watched is not None and status == -signal.SIGKILL and self.kernel_kills.happened():
-            used = max(watched.usage.memory, watched.peak)
-            self._tell(Broke(number, Breach(Bound.KERNEL, used, watched.bounds.memory, tuple(watched.history))))
+        group = self.group_of.pop(number, None)
+        if watched is not None and status == -signal.SIGKILL:  # else it was the watchdog, or nobody
+            limit, history = watched.bounds.memory, tuple(watched.history)
+            used = max(watched.usage.memory, watched.peak, 0 if group is None else group.peak())
+            if group is not None and group.was_out_of_memory():
+                self._tell(Broke(number, Breach(Bound.MEMORY, used, limit, history)))
+            elif self.kernel_kills.happened():
+                self._tell(Broke(number, Breach(Bound.KERNEL, used, limit, history)))
+        if group is not None:
+            group.kill()
+            group.remove()
         self._tell(Ended(number, status, peak))
 
     def _kill_all(self) -> int:

@@ -15,11 +15,13 @@ import contextlib
 import enum
 import itertools
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 
 from ..context import RunContext
 from ..errors import StarvationError
+from ..suspension import Awaited
 from . import wire
 from .bridge import Abandoned
 from .execute import Tell
@@ -34,17 +36,29 @@ class _State(enum.Enum):
     RESUMING = enum.auto()
 
 
+@dataclass(slots=True, eq=False)
+class _Wait:
+    interrupt: Callable[[], object]
+    #: Whose end ends it; None when it ends in any case.
+    awaited: Awaited | None
+    since: float = field(default_factory=time.monotonic)
+    #: What is raised when it was ended because it would never have ended.
+    error: BaseException | None = None
+
+
 @dataclass(slots=True)
 class _Task:
     number: int
     id: str
     state: _State = _State.RUNNING
-    #: Waits that are not over.
-    waits: int = 0
+    #: Waits that are not over, and those of them that block a thread.
+    waits: set[_Wait] = field(default_factory=set)
+    blocking: set[_Wait] = field(default_factory=set)
+    is_async: bool = False
     #: The task and those that wait for it, the first one first.
     chain: tuple[str, ...] = ()
-    cancelled: bool = False
-    interrupts: list[Callable[[], object]] = field(default_factory=list)
+    #: What its waits on threads end with.
+    cancelled: type[BaseException] | None = None
     #: Whom to wake when a slot is granted.
     wake: list[Callable[[], object]] = field(default_factory=list)
 
@@ -60,6 +74,8 @@ class Suspended:
     def __init__(self, tell: Tell, most: int) -> None:
         self._tell = tell
         self._most = most
+        #: Called when a task begins to wait, under a lock.
+        self.on_wait: Callable[[], object] = lambda: None
         self._lock = threading.Lock()
         self._tasks: dict[str, _Task] = {}
         self._numbered: dict[int, _Task] = {}
@@ -88,40 +104,51 @@ class Suspended:
         for call in wake:
             call()
 
-    def cancel(self, number: int) -> bool:
-        """End a task that waits on a thread; says whether it does."""
+    def cancel(self, number: int, error: type[BaseException] = Abandoned) -> bool:
+        """End the waits of a task that waits on its thread by raising `error` there; says whether it does.
+
+        A coroutine is for its loop to cancel.
+        """
         with self._lock:
             task = self._numbered.get(number)
-            if task is None or not task.interrupts:
+            if task is None or not task.blocking:
                 return False
-            task.cancelled = True
-            interrupts = list(task.interrupts)
-        for interrupt in interrupts:
-            interrupt()
-        return True
+            task.cancelled = error
+            waits = list(task.blocking)
+        for wait in waits:
+            wait.interrupt()
+        return not task.is_async
 
     @contextlib.contextmanager
-    def blocking(self, run: RunContext, interrupt: Callable[[], object]) -> Iterator[None]:
-        """Around a wait of a sync task's thread."""
-        task = self._begin(run)
+    def blocking(self, run: RunContext, interrupt: Callable[[], object], awaited: Awaited | None) -> Iterator[None]:
+        """Around a wait of a thread."""
+        wait = _Wait(interrupt, awaited)
+        task = self._begin(run, wait)
         if task is None:
             yield
             return
-        task.interrupts.append(interrupt)
+        task.blocking.add(wait)
         try:
             yield
         finally:
-            task.interrupts.remove(interrupt)
+            task.blocking.discard(wait)
             granted: concurrent.futures.Future[None] = concurrent.futures.Future()
-            if self._end(task, lambda: granted.set_result(None)):
+            if self._end(task, wait, lambda: granted.set_result(None)):
                 granted.result()
-            if task.cancelled:
-                raise Abandoned
+            if (error := task.cancelled) is not None:
+                if error is not Abandoned:  # the task may go on, and wait again
+                    task.cancelled = None
+                raise error
+            if wait.error is not None:
+                raise wait.error
 
     @contextlib.asynccontextmanager
-    async def awaiting(self, run: RunContext) -> AsyncIterator[None]:
+    async def awaiting(
+        self, run: RunContext, interrupt: Callable[[], object], awaited: Awaited | None
+    ) -> AsyncIterator[None]:
         """Around what a coroutine awaits."""
-        task = self._begin(run)
+        wait = _Wait(interrupt, awaited)
+        task = self._begin(run, wait)
         if task is None:
             yield
             return
@@ -134,35 +161,40 @@ class Suspended:
         try:
             yield
         except asyncio.CancelledError:
-            self._end(task, lambda: None)  # it may clean up at once
+            self._end(task, wait, lambda: None)  # it may clean up at once
             raise
         except BaseException:
-            if self._end(task, wake):
+            if self._end(task, wait, wake):
                 await granted
+            if wait.error is not None:
+                raise wait.error from None
             raise
-        if self._end(task, wake):
+        if self._end(task, wait, wake):
             await granted
+        if wait.error is not None:
+            raise wait.error
 
-    def _begin(self, run: RunContext) -> _Task | None:
+    def _begin(self, run: RunContext, wait: _Wait) -> _Task | None:
         with self._lock:
             task = self._tasks.get(run.task_id)
             if task is None:  # a local run inside a task, or a thread that outlives its task
                 return None
-            task.chain = run.chain
+            task.chain, task.is_async = run.chain, run.is_async
             if task.state is _State.RUNNING:
                 self._check_bound(task)
                 self._suspend(task)
-            task.waits += 1
+            task.waits.add(wait)
+            self.on_wait()
             return task
 
     def _suspend(self, task: _Task) -> None:
         task.state = _State.SUSPENDED
         self._tell((wire.SUSPENDED, task.number))
 
-    def _end(self, task: _Task, wake: Callable[[], object]) -> bool:
+    def _end(self, task: _Task, wait: _Wait, wake: Callable[[], object]) -> bool:
         """A wait is over; says whether `wake` will be called when the task may go on."""
         with self._lock:
-            task.waits -= 1
+            task.waits.discard(wait)
             if task.waits or task.state is _State.RUNNING:
                 return False
             task.wake.append(wake)
@@ -170,6 +202,44 @@ class Suspended:
                 task.state = _State.RESUMING
                 self._tell((wire.RESUME, task.number))
             return True
+
+    # -- Waits that never end ----------------------------------------------------------------------------------------
+
+    def lasting(self, seconds: float, most: int) -> dict[str, tuple[str, list[str]]] | None:
+        """The tasks that wait for results alone, all their waits for at least so many seconds.
+
+        Args:
+            seconds: How long.
+            most: Results; tasks that wait for more are left out.
+
+        Returns:
+            By the ids of the tasks, each with its name and the ids of the results; None when no task waits at all.
+        """
+        latest = time.monotonic() - seconds
+        with self._lock:
+            waiting = [task for task in self._tasks.values() if task.waits]
+            lasting = [
+                (task, [wait.awaited for wait in task.waits if wait.awaited is not None])
+                for task in waiting
+                if len(task.waits) <= most
+                and all(wait.awaited is not None and wait.since <= latest for wait in task.waits)
+            ]
+        found = {}
+        for task, awaited in lasting:
+            ids = sorted({each for ask in awaited for each in ask()})
+            if len(ids) <= most:
+                found[task.id] = task.chain[-1], ids
+        return found if waiting else None
+
+    def fail(self, task_id: str, awaited: str, error: BaseException) -> None:
+        """End the waits of a task for one result, which would never end."""
+        with self._lock:
+            task = self._tasks.get(task_id)
+            waits = [] if task is None else [wait for wait in task.waits if wait.awaited and awaited in wait.awaited()]
+            for wait in waits:
+                wait.error = error
+        for wait in waits:
+            wait.interrupt()
 
     def _check_bound(self, task: _Task) -> None:
         others = [other for other in self._tasks.values() if other.state is not _State.RUNNING]

@@ -4,6 +4,8 @@ Worker to replica:
 
 - `(RUN, job, task_name, task_id, request, body, content_type, content_encoding)`
 - `(CANCEL, job, soft)`: end that task alone; `soft` is the soft time limit in seconds that it exceeded, or None.
+- `(EXCEEDED, job, code, message)`: the task has run over a limit of its `timeout`: interrupt its body, whose attempt
+  fails with that error.
 - `(GO, job)`: a task that has waited for its children has a slot again.
 - `(STOP,)`: run the shutdown hooks and exit. The worker sends it only when the replica owns no task.
 
@@ -25,6 +27,7 @@ RUN: Final = 1
 CANCEL: Final = 2
 STOP: Final = 3
 GO: Final = 4
+EXCEEDED: Final = 5
 
 READY: Final = 11
 START_FAILED: Final = 12

@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -33,13 +34,17 @@ class Confinement:
     files: int | None = None
 
 
-def enter(confinement: Confinement, cpus: Collection[int] = ()) -> None:
+def enter(confinement: Confinement, cpus: Collection[int] = (), group: Path | None = None) -> None:
     """Confine the calling process, which is about to become a replica, and whatever it will start.
 
     Args:
         confinement: What it may use; memory and processes are watched from outside.
         cpus: The cores that it is bound to; none: it may run on all.
+        group: Its group of the kernel's, see `cgroup`.
     """
+    if group is not None:
+        with contextlib.suppress(OSError):
+            (group / "cgroup.procs").write_text(str(os.getpid()))
     with contextlib.suppress(PermissionError):  # it leads a session, which has a group of its own
         os.setpgid(0, 0)
     if sys.platform == "linux":

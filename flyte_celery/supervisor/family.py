@@ -18,10 +18,12 @@ class Family:
 
     Args:
         launcher: Process id of the launcher, which orphans of its replicas are given to.
+        variable: Environment variable of a replica, and of the programs that it starts, that has its number.
     """
 
-    def __init__(self, launcher: int) -> None:
+    def __init__(self, launcher: int, variable: str) -> None:
         self._launcher = launcher
+        self._variable = variable
         #: The owner of every process that was ever seen and lives: a replica's number, None for what is not ours.
         self._owners: dict[int, int | None] = {}
         self._replicas: dict[int, int] = {}
@@ -58,7 +60,10 @@ class Family:
             return None
         self._owners[pid] = None  # ends the recursion where numbers were given anew meanwhile
         owner = self._replicas.get(found.group)
-        if owner is None and found.parent != self._launcher:
+        if owner is None and found.parent == self._launcher:  # an orphan that left the group, never seen before
+            number = usage.variable(pid, self._variable)
+            owner = int(number) if number.isdigit() else None
+        elif owner is None:
             owner = self._adopt(found.parent, kin)
         self._owners[pid] = owner
         return owner

@@ -60,6 +60,8 @@ class StopReason(enum.StrEnum):
     TERMINATED = "terminated"
     #: Its worker has lost its lease, so that its tasks are run by others.
     LEASE_LOST = "lease-lost"
+    #: A device that it has is broken.
+    DEVICE_BROKEN = "device-broken"
     #: Its process ended without being asked.
     CRASHED = "crashed"
 

@@ -15,8 +15,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from .confinement import Confinement
@@ -45,6 +45,13 @@ class Preloaded:
     """The launcher has imported the application; replicas are forks of it from now on."""
 
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Enforces:
+    """How the launcher keeps replicas to their limits, in words for the log."""
+
+    how: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +101,16 @@ class LauncherEnded:
     status: int | None
 
 
-LauncherEvent = Preloaded | PreloadFailed | Forked | Ended | Broke | Used | LauncherEnded
+LauncherEvent = Enforces | Preloaded | PreloadFailed | Forked | Ended | Broke | Used | LauncherEnded
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Command to the launcher: start replica `number` on the socket that travels with this message."""
+    """Command to the launcher: start replica `number` on the socket that travels with this message.
+
+    Behind the socket travel `files` more open files, which are the replica's for as long as it lives: what it holds
+    locked is free when it is gone.
+    """
 
     number: int
     #: Variables to set, and with None to remove.
@@ -107,6 +118,9 @@ class Start:
     confinement: Confinement = field(default_factory=Confinement)
     #: Whether it is a fresh interpreter, which imports everything anew, with these variables.
     fresh: bool = False
+    #: What a fresh interpreter is told in place of what the launcher was told; None: the same.
+    config: object = field(default=None, repr=False)
+    files: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,15 +169,20 @@ class Launcher:
         """Process id of the launcher."""
         return self._process.pid
 
-    def start(self, start: Start) -> Line:
+    def start(self, start: Start, files: Sequence[int] = ()) -> Line:
         """Ask for a replica.
+
+        Args:
+            start: What is asked for.
+            files: Open files that it inherits; the caller closes its own.
 
         Returns:
             The worker's end of the replica's socket; it reads end of file when the replica is gone.
         """
         ours, theirs = socket.socketpair()
         try:
-            socket.send_fds(self.line.sock, [encode(start)], [theirs.fileno()])
+            message = encode(replace(start, files=len(files)))
+            socket.send_fds(self.line.sock, [message], [theirs.fileno(), *files])
         except OSError:
             pass  # the launcher is gone: both its socket and this replica's read end of file
         finally:

@@ -15,9 +15,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..autoscaler.decide import Limits, Observed, ReplicaView
 from ..autoscaler.driver import Autoscaler
 from ..clock import SystemClock
+from ..secret import secrets_of
+from ..secret_sources import Secrets
 from ..supervisor.lifecycle import State, StopReason
+from ..variables import as_environ
 from .bounds import Machine, confinement, share, thread_variables
-from .groups import Group
+from .groups import Group, starts_of
+from .waiting import Waiting
 
 if TYPE_CHECKING:
     from ..task import TaskTemplate
@@ -83,6 +87,9 @@ class Beside:
         Args:
             task: The task as its caller had it.
             options: What its override asks of a replica, see `overrides.replica_options`.
+
+        Raises:
+            CannotProvide: A secret that the override asks for cannot be had.
         """
         if task is None or options is None or self._is_as_the_environment(task):
             return self._main
@@ -97,20 +104,22 @@ class Beside:
         key = f"alone: {group.name}"
         if (found := self._groups.get(key)) is None:
             limits = Limits(0, self._most(), 1, 0.0, 0.0)
-            found = self._add(key, replace(group, name=key, limits=limits, max_tasks=1, waiting=type(group.waiting)()))
+            found = self._add(key, replace(group, name=key, limits=limits, max_tasks=1, waiting=Waiting()))
         return found
 
     def _is_as_the_environment(self, task: AnyTask) -> bool:
         own = self._serving.environment
-        return (task.reusable, task.resources, task.env_vars or {}, task.secrets) == (
+        return (task.reusable, task.resources, as_environ(task.env_vars), secrets_of(task.secrets)) == (
             own.reusable,
             own.resources,
-            own.env_vars or {},
-            own.secrets,
+            as_environ(own.env_vars),
+            secrets_of(own.secrets),
         )
 
     def _made(self, task: AnyTask, options: str) -> Group:
-        policy, environ = task.reusable, self._environ(task)
+        policy = task.reusable
+        secrets = self._secrets(task)
+        environ = self._environ(task, secrets)
         if policy is None:
             limits = Limits(0, self._most(), 1, scaledown_ttl=0.0, idle_ttl=0.0)
         else:
@@ -118,22 +127,30 @@ class Beside:
         return Group(
             name=options,
             limits=limits,
-            max_tasks=1 if policy is None else self._serving.max_tasks,
+            starts=starts_of(self._serving.settings),
+            max_tasks=1 if policy is None else None if self._main.ephemeral else self._main.max_tasks,
             confinement=confinement(task.resources, self._serving.settings),
             share=share(task.resources, ONE_CORE if policy is None else 0.0),
             environ=environ,
-            fresh=bool(environ),
+            plan=replace(self._serving.plan, secrets=secrets),
+            fresh=bool(environ) or secrets != self._serving.plan.secrets or _on_device(task),
         )
 
-    def _environ(self, task: AnyTask) -> dict[str, str | None]:
-        """What differs from the launcher's variables."""
-        own = self._serving.environ
-        wanted = {name: str(value) for name, value in (task.env_vars or {}).items()}
+    def _secrets(self, task: AnyTask) -> Secrets:
+        """The secrets of a call."""
+        if secrets_of(task.secrets) == secrets_of(self._serving.environment.secrets):
+            return self._serving.plan.secrets
+        return self._serving.find_secrets(task.secrets)
+
+    def _environ(self, task: AnyTask, secrets: Secrets) -> dict[str, str | None]:
+        """What differs from the launcher's variables. Secrets travel apart from them."""
+        own = self._serving.environ | dict(self._serving.plan.secrets.environ)
+        wanted = as_environ(task.env_vars) | dict(secrets.environ)
         wanted |= thread_variables(task.resources, {**self._serving.inherited, **wanted})
-        removed: dict[str, str | None] = {
-            name: self._serving.inherited.get(name) for name in own.keys() - wanted.keys()
-        }
-        return removed | {name: value for name, value in wanted.items() if own.get(name) != value}
+        before = {name: self._serving.inherited.get(name) for name in self._serving.environ}
+        removed = {name: before.get(name) for name in own.keys() - wanted.keys()}
+        changed = {name: value for name, value in wanted.items() if own.get(name) != value}
+        return removed | {name: value for name, value in changed.items() if name not in secrets.environ}
 
     def _most(self) -> int:
         return self._serving.settings.max_ephemeral or MOST_CLAIMED_BESIDE
@@ -214,7 +231,16 @@ class _GroupPool:
     def live(self) -> int:
         return self._beside.live(self._group)
 
+    @property
+    def obstacle(self) -> None:
+        return None
+
 
 def _first(group: Group) -> float:
     """When the first task came that waits in a group."""
     return min((job.arrived_at for job in group.waiting), default=math.inf)
+
+
+def _on_device(task: AnyTask) -> bool:
+    """Whether a call needs an accelerator, whose driver does not survive a fork."""
+    return task.resources is not None and task.resources.get_device() is not None

@@ -93,15 +93,15 @@ def share(resources: Resources | None, cores: float) -> Share:
     return Share(cores if asked is None else asked, wanted.memory_request() or 0)
 
 
-def too_small(share: Share, machine: Machine, wanted: int) -> str | None:
-    """Why this machine cannot run as many replicas as a policy allows, in a sentence; None when it can."""
+def too_small(share: Share, machine: Machine, wanted: int) -> tuple[str, ...]:
+    """Why this machine cannot run as many replicas as a policy allows, in a sentence, if it cannot."""
     if not (share.cores or share.memory) or machine.holds(share) >= wanted:
-        return None
+        return ()
     each = [f"{share.cores:g} core(s)"] * bool(share.cores) + [f"{share.memory / 2**30:.2g} GiB"] * bool(share.memory)
     return (
         f"This host has room for {machine.holds(share)} of up to {wanted} replicas: each takes {' and '.join(each)} of "
         f"its {machine.cores:g} cores and {machine.memory / 2**30:.2g} GiB. Workers on other hosts can have the rest; "
-        "FLYTE_CELERY_HOST_CORES and FLYTE_CELERY_HOST_MEMORY say otherwise."
+        "FLYTE_CELERY_HOST_CORES and FLYTE_CELERY_HOST_MEMORY say otherwise.",
     )
 
 
@@ -118,8 +118,8 @@ def thread_variables(resources: Resources | None, environ: Mapping[str, str]) ->
     return {name: str(max(1, math.floor(cores))) for name in THREAD_VARIABLES if name not in environ}
 
 
-def unenforced(resources: Resources | None) -> str | None:
-    """What nothing here limits of what was asked for, in a sentence; None when there is nothing to say."""
+def unenforced(resources: Resources | None) -> tuple[str, ...]:
+    """What nothing here limits of what was asked for, in a sentence, if there is something to say."""
     wanted = resources or Resources()
     parts = []
     if not usage.AVAILABLE and (wanted.memory or wanted.cpu):
@@ -131,4 +131,4 @@ def unenforced(resources: Resources | None) -> str | None:
         parts.append(f"disk={wanted.disk!r} (a file system has no limit for one process)")
     if wanted.shm and wanted.shm != "auto":
         parts.append(f"shm={wanted.shm!r} (shared memory that is in use counts as memory)")
-    return f"Of the resources, nothing limits {', nor '.join(parts)}." if parts else None
+    return (f"Of the resources, nothing limits {', nor '.join(parts)}.",) if parts else ()

@@ -19,6 +19,7 @@ def due_at(message: dict[str, Any]) -> float | None:
     if not isinstance(headers, dict) or not (eta := headers.get("eta")) or headers.get("id") in worker_state.revoked:
         return None
     try:
-        return float(maybe_make_aware(maybe_iso8601(eta)).timestamp())
+        when: Any = maybe_iso8601(eta)
+        return float(maybe_make_aware(when).timestamp())
     except (ValueError, TypeError, AttributeError, OverflowError):
         return None

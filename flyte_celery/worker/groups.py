@@ -10,9 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..autoscaler.decide import Limits
+from ..replica.plan import ReplicaPlan
+from ..settings import Settings
 from ..supervisor.confinement import Confinement
+from ..supervisor.lifecycle import Starts
 from .bounds import Share
 from .waiting import Waiting
+
+
+def starts_of(settings: Settings) -> Starts:
+    """Whether replicas of a group that has none yet can be started."""
+    return Starts(settings.max_start_failures, settings.start_backoff, settings.start_backoff_cap)
 
 
 @dataclass(slots=True, eq=False)
@@ -25,6 +33,8 @@ class Group:
 
     name: str
     limits: Limits
+    #: Whether its replicas can be started.
+    starts: Starts
     #: Tasks that one replica may run in its life; 1 for ephemeral ones, None for no limit.
     max_tasks: int | None
     confinement: Confinement = field(default_factory=Confinement)
@@ -34,6 +44,8 @@ class Group:
     environ: Mapping[str, str | None] = field(default_factory=dict)
     #: Whether its replicas are fresh interpreters: the launcher has imported the application with other variables.
     fresh: bool = False
+    #: What its replicas are told in place of the launcher's plan, for other secrets; None: the same.
+    plan: ReplicaPlan | None = None
     #: Its tasks that have no replica.
     waiting: Waiting = field(default_factory=Waiting)
 

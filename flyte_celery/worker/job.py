@@ -14,6 +14,7 @@ from ..replica import wire
 from ..supervisor.wire import encode
 
 if TYPE_CHECKING:
+    from ..errors import TaskTimeoutError
     from ..task import TaskTemplate
     from .groups import Group
 
@@ -53,10 +54,14 @@ class Job:
     accepted_at: float | None = None
     #: Celery's number of the retry that it is, 0 for the first run.
     retries: int = 0
+    #: Whether it has waited for children; an error may be one of theirs then, from another host.
+    waited: bool = False
     #: How it ended, kept only while its message is expected to be delivered again.
     outcome: tuple[Any, ...] | None = None
     #: It was ended on request (revoked, over its hard limit): its outcome is already recorded.
     terminated: bool = False
+    #: The limit of its task's `timeout` that it has exceeded, whose error is its outcome.
+    exceeded: TaskTimeoutError | None = None
     timers: list[Any] = field(default_factory=list)
 
     @property

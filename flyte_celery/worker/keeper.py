@@ -45,6 +45,8 @@ class Keeper:
         self.hub: Any = None
         #: Called on the event loop when the lease may be over; the pool sets it.
         self.on_lease_lost: Callable[[], Any] = lambda: None
+        #: Hands claims to Celery; the transport sets it, None without a connection.
+        self.deliver: Callable[[list[Claim]], None] | None = None
         #: How many claims are tasks waiting for their children, in whose place others may be claimed; the pool sets it.
         self.count_suspended: Callable[[], int] = lambda: 0
         #: Called with the moment (monotonic seconds) until when nobody else may have this worker's seats.
@@ -225,6 +227,18 @@ class Keeper:
             logger.warning("%d claim(s) for later cannot be put aside, they go back to the queue: %s", len(early), exc)
         return []
 
+    def look_for_overdue(self) -> None:
+        """Take what has waited in the queue for longer than it may, though there may be no replica for it."""
+        if self.deliver is None:
+            return
+        try:
+            if taken := self.claims.claim_overdue():
+                self.deliver(taken)
+        except LeaseLostError:
+            self.lease_lost()
+        except redis.RedisError as exc:
+            logger.warning("What has waited too long cannot be looked for: %s", exc)
+
     def sent(self, number: int) -> None:
         """A replica gets a claim: should this worker die now, that start counts as lost."""
         self.claims.sent(number)
@@ -235,8 +249,8 @@ class Keeper:
         if (claim := self.claims.held.get(number)) is not None:
             claim.started = True
 
-    def not_begun(self, number: int) -> None:
-        """A claim is to run again, and what became of its last start counts for nothing."""
+    def forgive(self, number: int) -> None:
+        """The start of a claim was lost by this worker's own doing, and does not count."""
         if (claim := self.claims.held.get(number)) is not None:
             claim.started = False
 

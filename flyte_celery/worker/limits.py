@@ -7,19 +7,18 @@ from ..supervisor.lifecycle import StopReason
 from .job import Job
 from .replicas import Replica, Replicas
 
-#: Seconds that a cancelled coroutine has to end before its replica is killed for it.
-CANCEL_PATIENCE = 10.0
-
 
 class TimeLimits:
     """Time limits of the tasks in a worker's replicas.
 
     Args:
         replicas: The replicas.
+        patience: Seconds that a cancelled coroutine has to end before its replica is killed for it.
     """
 
-    def __init__(self, replicas: Replicas) -> None:
+    def __init__(self, replicas: Replicas, patience: float) -> None:
         self._replicas = replicas
+        self.patience = patience
 
     def begin(self, job: Job) -> None:
         """A task has begun: its limits count from now."""
@@ -44,7 +43,7 @@ class TimeLimits:
         self._replicas.flush(replica)
         hub = self._replicas.hub
         if hub is not None:
-            job.timers.append(hub.call_later(CANCEL_PATIENCE, self._replicas.kill, replica, StopReason.TERMINATED))
+            job.timers.append(hub.call_later(self.patience, self._replicas.kill, replica, StopReason.TERMINATED))
 
     def _over_soft_limit(self, job: Job) -> None:
         if (replica := self.owner(job)) is not None and job.soft_limit:

@@ -23,19 +23,22 @@ from ..errors import RuntimeSystemError
 from ..fleet.seats import Report
 from ..fleet.storing import UNFENCED
 from ..overrides import effective, replica_options
-from ..supervisor.lifecycle import Drain, Load, Revive, Starts, State, StopReason, Tick
+from ..supervisor.lifecycle import Drain, Load, Revive, State, StopReason, Tick
 from . import breaches
 from .beside import ONE_CORE, Beside
 from .bounds import share
-from .groups import Group
+from .devices import ReplicaDevices, failure_text
+from .groups import Group, starts_of
 from .job import Job, frame, guarded
 from .limits import TimeLimits
 from .losses import after_loss, after_uncounted_loss, given_up, last_chance, most_attempts, returned_too_often
 from .outcome import report
+from .provisions import CannotProvide
 from .redelivery import MOST_RETURNS, Attempts, Redelivery, returns
 from .replicas import Replica, Replicas
 from .serving import Serving
 from .stopping import Stopping
+from .timeouts import Timeouts
 from .wakeup import SignalWakeup
 
 logger = get_logger("flyte_celery.worker")
@@ -46,6 +49,8 @@ REAP_INTERVAL = 1.0
 #: Objects that may be made, and not freed, before the garbage collector looks for circles among them. Python's own
 #: 700 are a few tasks' requests, which are in no circle and cost a quarter of the worker's time.
 _GARBAGE_THRESHOLD = 20_000
+#: Seconds between two looks for tasks that have waited in the queue for longer than they may.
+OVERDUE_INTERVAL = 1.0
 
 _VIEWED = {
     State.STARTING: ReplicaState.STARTING,
@@ -76,12 +81,11 @@ class ReplicaPool(BasePool):
         self._attempts = Attempts()
         self._redelivery = Redelivery()
         self._numbers = itertools.count(1)
-        settings = self.serving.settings
-        self.starts = Starts(settings.max_start_failures, settings.start_backoff, settings.start_backoff_cap)
         self.group = self._own_group()
-        self.replicas = Replicas(self.serving, self.starts, self)
+        self.replicas = Replicas(self.serving, self)
         self.beside = Beside(self.serving, self.group, self.replicas, self)
-        self._limits = TimeLimits(self.replicas)
+        self._limits = TimeLimits(self.replicas, self.serving.settings.cancel_patience)
+        self._timeouts = Timeouts(self.replicas, self._limits, self._withdraw)
         #: Called when demand may have changed; the autoscaler sets it.
         self.on_change: Callable[[], None] = lambda: None
         #: Called once per interval; the autoscaler sets it.
@@ -99,6 +103,7 @@ class ReplicaPool(BasePool):
         return Group(
             name=serving.name,
             limits=serving.limits,
+            starts=starts_of(serving.settings),
             max_tasks=serving.max_tasks,
             confinement=serving.confinement,
             share=share(serving.environment.resources, 0.0 if serving.environment.reusable else ONE_CORE),
@@ -137,6 +142,7 @@ class ReplicaPool(BasePool):
             timers += [
                 hub.call_repeatedly(renewal, self._renew),
                 hub.call_repeatedly(min(REAP_INTERVAL, renewal), keeper.reap),
+                hub.call_repeatedly(OVERDUE_INTERVAL, keeper.look_for_overdue),
             ]
         return timers
 
@@ -165,8 +171,13 @@ class ReplicaPool(BasePool):
         keeper = self.serving.keeper
         claim = None if keeper is None else int(args[2]["properties"]["delivery_tag"])
         task = None if (known := self._tasks.get(args[0])) is None else effective(known, args[2])
+        group, refusal = self.group, None
+        try:
+            group = self.beside.group_for(task, replica_options(args[2]))
+        except CannotProvide as exc:
+            refusal = RuntimeSystemError("SecretMissing", str(exc))
         job = Job(
-            group=self.beside.group_for(task, replica_options(args[2])),
+            group=group,
             number=number,
             task_name=args[0],
             task_id=correlation_id,
@@ -188,6 +199,9 @@ class ReplicaPool(BasePool):
             self._go_on(running, job)
             return running
         if self._admitted(job, args[2]):
+            if refusal is not None:
+                job.fail(refusal)
+                return job
             self.jobs[number] = job
             job.group.waiting.add(job)
             self.dispatch()
@@ -203,7 +217,7 @@ class ReplicaPool(BasePool):
         if self.stopping.begun:  # its time has come while running tasks are waited for
             self.hand_back(job)
             return False
-        if self._hopeless():
+        if self._hopeless(job.group):
             self._fail(job)
             return False
         most = most_attempts(self.serving.environment, job)
@@ -217,7 +231,7 @@ class ReplicaPool(BasePool):
             if (failure := given_up(job, most, keeper)) is not None:
                 job.fail(failure)
                 return False
-        return True
+        return self._timeouts.came(job, request)
 
     def _fence(self, claim: int | None, task_name: str) -> tuple[str, str]:
         keeper = self.serving.keeper
@@ -230,6 +244,7 @@ class ReplicaPool(BasePool):
     def _expect_everything_again(self) -> None:
         """There is a new connection, if not the first: what waits comes again with it, and so does what runs."""
         for job in self._clear_waiting():
+            job.stop_timers()
             del self.jobs[job.number]
         self._redelivery.expect(self.jobs.values())
 
@@ -306,6 +321,7 @@ class ReplicaPool(BasePool):
         while (next_up := group.waiting.next(self.replicas, group)) is not None:
             job, replica = next_up
             if job.withdrawn():
+                job.stop_timers()
                 del self.jobs[job.number]
                 continue
             job.replica = replica.number
@@ -337,12 +353,15 @@ class ReplicaPool(BasePool):
             self.serving.keeper.begun(job.claim)
         job.on_accepted(replica.pid, at)
         self._limits.begin(job)
+        self._timeouts.begun(job)
 
     def done(self, replica: Replica, number: int, outcome: tuple[Any, ...]) -> None:
         """A replica has ended a task and stored its result."""
         job = self.jobs.pop(number, None)
         self.replicas.release(replica, number)
         if job is not None:
+            if replica.lease is not None and not job.waited and (error := failure_text(outcome)):
+                self.replicas.blame_device(replica, error)
             job.stop_timers()
             if job.accepted_at is not None:
                 self._learn(time.monotonic() - job.accepted_at)
@@ -371,7 +390,7 @@ class ReplicaPool(BasePool):
             job.group.waiting.put_back([job])
         for job in begun:
             if job in again:
-                self._run_again(job, alone=job in suspects)
+                self._start_over(job, alone=job in suspects)
                 continue
             del self.jobs[job.number]
             job.stop_timers()
@@ -380,18 +399,20 @@ class ReplicaPool(BasePool):
                 continue
             if replica.breach is not None:
                 job.fail(breaches.failure(job, replica.breach, self.serving.plan.hostname))
+            elif replica.child.reason is StopReason.TERMINATED:
+                self._run_again(job, cause)
             else:
                 self._lost_while_running(job, cause)
         if self.stopping.begun:
             for job in [*unstarted, *again]:
                 self.hand_back(job)
 
-    def _run_again(self, job: Job, *, alone: bool) -> None:
+    def _start_over(self, job: Job, *, alone: bool) -> None:
         """A task whose replica has used more than it may, not by the task's fault, or nobody knows."""
         job.stop_timers()
         job.replica = job.accepted_at = None
         if job.claim is not None and self.serving.keeper is not None:
-            self.serving.keeper.not_begun(job.claim)
+            self.serving.keeper.forgive(job.claim)
         if alone:
             job.group = self.beside.alone(job.group)
         job.group.waiting.put_back([job])
@@ -406,6 +427,18 @@ class ReplicaPool(BasePool):
         if attempts >= most:
             self._attempts.ended(job)
         job.fail(after_uncounted_loss(job, cause, attempts, most, self.serving.plan.hostname))
+
+    def _run_again(self, job: Job, cause: str) -> None:
+        """Give the task back to the queue; that its neighbour's replica had to end is no attempt of its own."""
+        if job.claim is not None and self.serving.keeper is not None:
+            self.serving.keeper.forgive(job.claim)
+        job.fail(Reject(cause, requeue=True))
+
+    def _withdraw(self, job: Job) -> None:
+        """A task waits no longer."""
+        self.jobs.pop(job.number, None)
+        if job in job.group.waiting:
+            job.group.waiting.remove(job)
 
     def _unrecorded(self, claim: int | None) -> None:
         """A task's failure could not be stored: it runs again, for its caller would wait for ever."""
@@ -423,24 +456,27 @@ class ReplicaPool(BasePool):
 
     def starts_changed(self) -> None:
         """A replica became ready or failed to: the environment may be failed now."""
-        if self._hopeless():
-            for job in self._clear_waiting():
-                self._fail(job)
+        for group in self.groups:
+            if self._hopeless(group):
+                for job in group.waiting.clear():
+                    self._fail(job)
         self.dispatch()
 
-    def _hopeless(self) -> bool:
+    def _hopeless(self, group: Group) -> bool:
         """Whether a task that comes now is failed at once; the first one after a back-off waits for the attempt."""
-        if not self.starts.failed or self.replicas.count(State.READY):
+        if not group.starts.failed or self.replicas.count(State.READY, group=group):
             return False
-        return bool(self.replicas.count(State.STARTING)) or time.monotonic() < self.starts.not_before
+        return bool(self.replicas.count(State.STARTING, group=group)) or time.monotonic() < group.starts.not_before
 
     def _fail(self, job: Job) -> None:
         self.jobs.pop(job.number, None)
+        starts = job.group.starts
+        beside = "" if job.group is self.group else f" for calls with the override {job.group.name}"
         job.fail(
             RuntimeSystemError(
                 "EnvironmentFailed",
-                f"The environment {self.serving.name!r} cannot start replicas ({self.starts.failures} attempts "
-                f"failed): {self.starts.error}. Its worker keeps trying; the full traceback is in the worker's log.",
+                f"The environment {self.serving.name!r} cannot start replicas{beside} ({starts.failures} attempts "
+                f"failed): {starts.error}. Its worker keeps trying; the full traceback is in the worker's log.",
             )
         )
 
@@ -461,6 +497,7 @@ class ReplicaPool(BasePool):
             self.replicas.step(replica, Tick())
             self.retire_if_due(replica)
         self._consider_beside()
+        self.replicas.watch_devices()
         self.on_tick()
 
     def _renew(self) -> None:
@@ -496,8 +533,9 @@ class ReplicaPool(BasePool):
             self.replicas.step(replica, Revive())
             had += 1
         most = n if new is None else min(n, had + new)
-        while had < most and self.starts.allowed(time.monotonic(), self.replicas.count(State.STARTING)):
-            self.replicas.start(group)
+        while had < most and group.starts.allowed(time.monotonic(), self.replicas.count(State.STARTING, group=group)):
+            if not self.replicas.start(group):
+                break
             had += 1
         return had
 
@@ -513,6 +551,16 @@ class ReplicaPool(BasePool):
         """Replicas of the environment that take tasks, or will."""
         return self.replicas.live(self.group)
 
+    @property
+    def devices(self) -> ReplicaDevices | None:
+        """What gives replicas their devices, None when they need none."""
+        return self.replicas.devices
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why this host has no place for another replica now, None when nothing is in the way."""
+        return None if self.devices is None else self.devices.obstacle
+
     def report(self) -> Report:
         """What a worker tells its fleet, but for its target."""
         seen, exist, ending = self.observed(), self.replicas.seated(self.group), self.stopping.begun
@@ -524,8 +572,13 @@ class ReplicaPool(BasePool):
             running=seen.running,
             suspended=seen.suspended,
             starting=seen.starting,
-            room=0 if ending else max(0, self.serving.room - exist),
+            room=0 if ending else self._room(exist),
         )
+
+    def _room(self, exist: int) -> int:
+        """Replicas that this host has room for besides those that exist."""
+        room = max(0, self.serving.room - exist)
+        return room if self.devices is None else min(room, self.devices.free())
 
     def end_all(self) -> None:
         """Kill every replica of the environment: others may have their seats."""

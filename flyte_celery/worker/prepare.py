@@ -10,9 +10,11 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from celery.utils.nodenames import gethostname
@@ -21,6 +23,9 @@ from celery.utils.quorum_queues import detect_quorum_queues
 from ..autoscaler.decide import Limits
 from ..environment import TaskEnvironment, environments
 from ..fleet.connection import connect_to_broker, is_too_old
+from ..gpu.host import Host, device_of, missing, this_host
+from ..gpu.inventory import most_replicas
+from ..gpu.leases import Leases, default_directory
 from ..names import PRIORITY_STEPS, queue_name
 from ..options import check_grace
 from ..queues import TYPE_ARGUMENT, environment_queue
@@ -31,13 +36,15 @@ from ..reuse import ReusePolicy
 from ..settings import Settings, redacted
 from ..supervisor.confinement import Confinement
 from ..supervisor.lifecycle import Patience
+from ..variables import as_environ
 from . import transport
 from .beside import ONE_CORE
-from .bounds import Machine, confinement, share, thread_variables, too_small
+from .bounds import Machine, confinement, share, thread_variables, too_small, unenforced
 from .keeper import Keeper
 from .place import place_of
 from .pool import ReplicaPool
 from .promises import is_amqp, weaker_promises
+from .provisions import CannotProvide, Provisions, provide, secrets_for
 from .recycling import Recycling
 from .serving import MOST_ROOM, Serving
 
@@ -68,10 +75,16 @@ def prepare(worker: Any) -> None:
         environment = _environment_of(worker)
         if environment is None:
             return
+        host = host_of(worker.options, Settings.from_environ(os.environ))
+        _check_host(environment, host)
+        provisions = provide(worker.app, environment, strict_image=bool(worker.options.get("strict_image")))
         check_broker(worker.app)
-        _become(worker, environment)
-    except (CannotServe, LookupError) as exc:
+        _become(worker, environment, host, provisions)
+    except (CannotServe, LookupError, CannotProvide) as exc:
         print(f"Error: {exc}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+    except Exception:  # else Celery would log it, and serve the environment's queue as any other
+        traceback.print_exc()
         raise SystemExit(1) from None
 
 
@@ -128,16 +141,16 @@ def check_broker(app: Any) -> None:
         connection.release()
 
 
-def _become(worker: Any, environment: TaskEnvironment) -> None:
+def _become(worker: Any, environment: TaskEnvironment, host: Host, provisions: Provisions) -> None:
     app = worker.app
     name = environment.name
-    nick, _, host = worker.hostname.partition("@")
+    nick, _, machine = worker.hostname.partition("@")
     if nick == "celery":  # nobody gave it a name
-        worker.hostname = f"{name}@{host or gethostname()}"
+        worker.hostname = f"{name}@{machine or gethostname()}"
     broker_url = app.conf.broker_read_url or app.conf.broker_url
     # What `-Q` has made of the name is not what clients declare, where the app says how its queues are.
     app.amqp.queues.select_add(environment_queue(app, name))
-    serving = _serving(worker, environment, broker_url, _claiming(worker, environment, broker_url))
+    serving = _serving(worker, environment, host, provisions, broker_url, _claiming(worker, environment, broker_url))
     worker.pool_cls = type("ReplicaPool", (ReplicaPool,), {"serving": serving, "__module__": ReplicaPool.__module__})
     # Celery's consumer takes its prefetch count from these two: as many messages as can run at once.
     worker.concurrency = max(1, serving.capacity)
@@ -203,7 +216,46 @@ def _claiming(worker: Any, environment: TaskEnvironment, url: str) -> Keeper | N
     return keeper
 
 
-def _serving(worker: Any, environment: TaskEnvironment, broker_url: str, keeper: Keeper | None) -> Serving:
+def host_of(options: Mapping[str, Any], settings: Settings) -> Host:
+    """This host, as the options `devices` and `labels`, or the settings of that name, describe it.
+
+    Raises:
+        CannotServe: They cannot be read.
+    """
+    devices, labels = (options.get(name) or getattr(settings, name) for name in ("devices", "labels"))
+    try:
+        return this_host(os.environ, devices, labels)
+    except ValueError as exc:
+        raise CannotServe(str(exc)) from None
+
+
+def _check_host(environment: TaskEnvironment, host: Host) -> None:
+    """Make sure that this host can serve an environment.
+
+    Raises:
+        CannotServe: Says what it lacks.
+    """
+    if lacks := missing(environment, host):
+        raise CannotServe(
+            f"This host ({host.name}) cannot serve the environment {environment.name!r}: it needs "
+            f"{', and '.join(map(str, lacks))}. Start its worker on a host that has that, or say what this one "
+            "has with --devices and --labels."
+        )
+
+
+def _bounded(limits: Limits, most: int) -> Limits:
+    """Bounds that a host has devices for."""
+    return replace(limits, lowest=min(limits.lowest, most), highest=min(limits.highest, most))
+
+
+def _serving(
+    worker: Any,
+    environment: TaskEnvironment,
+    host: Host,
+    provisions: Provisions,
+    broker_url: str,
+    keeper: Keeper | None,
+) -> Serving:
     options = worker.options
     settings = Settings.from_environ(os.environ)
     resources = environment.resources
@@ -233,12 +285,20 @@ def _serving(worker: Any, environment: TaskEnvironment, broker_url: str, keeper:
             high, low = options["autoscale"]
             limits = replace(limits, lowest=low, highest=high)
         max_tasks = worker.max_tasks_per_child or None
-    environ = {name: str(value) for name, value in (environment.env_vars or {}).items()}
+    environ = as_environ(environment.env_vars)
     environ |= thread_variables(resources, {**os.environ, **environ})
     asked, machine = share(resources, 0.0), Machine.here(settings)
+    room = machine.holds(asked) if asked.cores or asked.memory else MOST_ROOM
     seated = keeper is not None and policy is not None
     if keeper is not None and seated:
         keeper.give_seats(place_of(environment, worker.hostname, asked, machine))
+    crowded = too_small(asked, machine, limits.highest) if seated else ()
+    devices = None
+    if (wanted := device_of(environment)) is not None:
+        devices = Leases(settings.device_locks or default_directory(), wanted, host.accelerators)
+        room = min(room, most_replicas(wanted, host.accelerators))
+        if not seated:  # the bounds are this worker's own
+            limits = _bounded(limits, room)
     return Serving(
         environment=environment,
         limits=limits,
@@ -258,11 +318,14 @@ def _serving(worker: Any, environment: TaskEnvironment, broker_url: str, keeper:
                 str(worker.redirect_stdouts_level),
                 None if worker.no_color is None else not worker.no_color,
             ),
-            preload=environment.resources is None or environment.resources.get_device() is None,
+            preload=device_of(environment) is None,
             startup_timeout=settings.startup_timeout,
             max_suspended=settings.max_suspended,
+            secrets=provisions.secrets,
         ),
         broker_url=broker_url,
+        host=host,
+        devices=devices,
         keeper=keeper,
         weaker=None if keeper is not None else _weaker(worker.app, environment, broker_url),
         redelivers=is_amqp(broker_url),
@@ -271,9 +334,10 @@ def _serving(worker: Any, environment: TaskEnvironment, broker_url: str, keeper:
         inherited=dict(os.environ),
         confinement=confined,
         recycling=_recycling(worker, settings, confined),
-        room=machine.holds(asked) if asked.cores or asked.memory else MOST_ROOM,
-        too_small=too_small(asked, machine, limits.highest) if seated else None,
+        room=room,
         limits_of=limits_of,
+        warnings=(*provisions.warnings, *unenforced(resources), *crowded),
+        find_secrets=partial(secrets_for, worker.app, environment.name),
     )
 
 

@@ -13,6 +13,9 @@ from ..supervisor.watchdog import Usage
 #: By how much, at most, a replica goes before its time.
 JITTER = 0.1
 
+#: The part of its tasks after which the next replica is started, at most: the others run meanwhile.
+EARLY = 0.9
+
 #: The part of the files that it may have open from which on a replica is replaced.
 FULL = 0.8
 
@@ -44,12 +47,12 @@ class Life:
 
         Args:
             recycling: What makes it go.
-            max_tasks: How many tasks it may run; the one for which it is replaced is not its last.
+            max_tasks: How many tasks it may run.
             now: Monotonic seconds.
         """
         early = 1 - JITTER * random.random()
         return cls(
-            tasks=None if max_tasks is None or max_tasks == 1 else max(1, min(max_tasks - 1, round(max_tasks * early))),
+            tasks=None if max_tasks is None or max_tasks == 1 else max(1, int(max_tasks * EARLY * early)),
             memory=recycling.max_memory,
             until=None if recycling.max_age is None else now + recycling.max_age * early,
             files=None if recycling.files is None else recycling.files * FULL,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
+import os
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from celery.utils.log import get_logger
 
+from ..gpu.leases import Lease
 from ..names import REPLICA_VARIABLE
 from ..replica import wire
 from ..supervisor.lifecycle import (
@@ -25,7 +26,6 @@ from ..supervisor.lifecycle import (
     Kill,
     Load,
     Ready,
-    Starts,
     StartupFailed,
     State,
     Stop,
@@ -36,6 +36,7 @@ from ..supervisor.lifecycle import (
 from ..supervisor.processes import (
     Broke,
     Ended,
+    Enforces,
     Forked,
     Launcher,
     LauncherEnded,
@@ -48,6 +49,7 @@ from ..supervisor.processes import (
 from ..supervisor.watchdog import Breach, Usage
 from ..supervisor.wire import Line
 from .breaches import stop_reason
+from .devices import ReplicaDevices
 from .groups import Group
 from .job import Job
 from .recycling import Life
@@ -61,6 +63,11 @@ REPLACEMENT_PATIENCE = 3.0
 
 class Owner(Protocol):
     """Whom the replicas report to: the pool."""
+
+    @property
+    def groups(self) -> list[Group]:
+        """All kinds of replicas that there are."""
+        ...
 
     def accepted(self, replica: Replica, number: int, at: float) -> None:
         """A task has begun."""
@@ -91,6 +98,8 @@ class Replica:
     #: When it is to be replaced.
     life: Life
     pid: int = 0
+    #: Its devices, None when it needs none.
+    lease: Lease | None = None
     #: Tasks that it owns, sent or running.
     jobs: dict[int, Job] = field(default_factory=dict)
     #: Tasks that it has finished.
@@ -133,11 +142,14 @@ class Replica:
 class Replicas:
     """All replicas of one worker, in order of age."""
 
-    def __init__(self, serving: Serving, starts: Starts, owner: Owner) -> None:
+    def __init__(self, serving: Serving, owner: Owner) -> None:
         self._serving = serving
-        self._starts = starts
         self._owner = owner
-        self._numbers = itertools.count(1)
+        #: What gives replicas their devices, None when they need none.
+        self.devices: ReplicaDevices | None = None
+        if serving.devices is not None:
+            self.devices = ReplicaDevices(serving.devices, serving.plan.hostname)
+        self._last_number = 0
         self._replicas: dict[int, Replica] = {}
         self._launcher: Launcher | None = None
         #: What the launcher was last told of, see `keep_until`.
@@ -204,7 +216,7 @@ class Replicas:
         if self._parked(replica) and self.live(replica.group) >= replica.group.limits.highest:
             return False
         job = replica.jobs.get(replica.resuming[0])
-        if job is None or job.terminated:
+        if job is None or job.terminated or job.exceeded is not None:
             return True
         if job.alone or replica.alone:
             return not replica.running
@@ -238,28 +250,53 @@ class Replicas:
 
     def launch(self) -> None:
         """Start the launcher."""
-        import os
-
-        self._launcher = Launcher(self._serving.plan, {**os.environ, **self._serving.environ})
+        secret = self._serving.plan.secrets.environ  # these travel in the plan
+        inherited = {name: value for name, value in os.environ.items() if name not in secret}
+        self._launcher = Launcher(self._serving.plan, {**inherited, **self._serving.environ})
         if self._keep_until is not None:
             self._launcher.keep_until(self._keep_until)
         if self.hub is not None:
             self.hub.add_reader(self._launcher.line.fileno(), self._on_launcher)
 
-    def start(self, group: Group) -> None:
-        """Ask for one more replica."""
+    def start(self, group: Group) -> bool:
+        """Ask for one more replica. Returns False when the host has no free device for it."""
         if self._launcher is None:
             self.launch()
         assert self._launcher is not None
-        number = next(self._numbers)
-        environ = {**group.environ, REPLICA_VARIABLE: str(number)}
-        line = self._launcher.start(Start(number, environ, group.confinement, group.fresh))
+        number = self._last_number + 1
+        variables: dict[str, str | None] = {**group.environ, REPLICA_VARIABLE: str(number)}
+        lease = None
+        if self.devices is not None:
+            if (lease := self.devices.take(number)) is None:
+                return False
+            variables |= lease.variables
+        self._last_number = number
+        start = Start(number, variables, group.confinement, group.fresh, group.plan)
+        line = self._launcher.start(start, lease.files if lease is not None else ())
         now = time.monotonic()
         life = Life.begun(self._serving.recycling, group.max_tasks, now)
-        replica = Replica(Child(number, now, self._serving.patience), line, group, life)
+        replica = Replica(Child(number, now, self._serving.patience), line, group, life, lease=lease)
         self._replicas[number] = replica
+        if lease is not None:
+            lease.close()  # from now on the replica has it, and nobody else
+            logger.info("%s: replica %d has %s", self._serving.name, number, ", ".join(lease.labels))
         if self.hub is not None:
             self.hub.add_reader(line.fileno(), self._on_readable, replica)
+        return True
+
+    def blame_device(self, replica: Replica, error: str) -> None:
+        """A replica has failed: when its device is the reason, let it finish and give the device to no other."""
+        if self.devices is not None and replica.lease is not None:
+            self.devices.blame(replica.lease, error)
+
+    def watch_devices(self) -> None:
+        """Take what is broken out of use, and let the replicas that have it go."""
+        if self.devices is None:
+            return
+        self.devices.watch()
+        for replica in self.in_state(State.READY):
+            if replica.lease is not None and self.devices.has_broken(replica.lease):
+                self.step(replica, Drain(StopReason.DEVICE_BROKEN))
 
     def watch(self, hub: Any) -> None:
         """Register every socket with the (new) event loop."""
@@ -277,7 +314,8 @@ class Replicas:
             replica.line.flush()
         elif replica not in self._unwritten:
             if not self._unwritten:
-                self.hub.call_soon(self._write_all)
+                # Not `call_soon`: what a timer asks for by that waits until the loop has polled, a second or more.
+                self.hub.call_later(0, self._write_all)
             self._unwritten.append(replica)
 
     def _write_all(self) -> None:
@@ -365,7 +403,7 @@ class Replicas:
             return False
         now = time.monotonic()
         if replica.retiring is not None:
-            coming = self.count(State.STARTING, group=replica.group) or self._starts.failures
+            coming = self.count(State.STARTING, group=replica.group) or replica.group.starts.failures
             if not coming and now - replica.retiring > REPLACEMENT_PATIENCE:
                 self.step(replica, Drain(StopReason.RECYCLED))
             return False
@@ -383,6 +421,8 @@ class Replicas:
         replica.served += 1
         if self.used_up(replica):
             self.step(replica, Drain(StopReason.USED_UP))
+        elif replica.life.tasks is not None:
+            self.retire_if_due(replica)
         self.step(replica, Load(len(replica.jobs)))
 
     def _forget_wait(self, replica: Replica, number: int) -> None:
@@ -401,6 +441,7 @@ class Replicas:
                 case (wire.SUSPENDED, number):
                     self._forget_wait(replica, number)
                     if number in replica.jobs:
+                        replica.jobs[number].waited = True
                         replica.suspended.add(number)
                         self._owner.slots_changed()
                 case (wire.RESUME, number):
@@ -410,6 +451,7 @@ class Replicas:
                 case (wire.READY, seconds):
                     self._ready(replica, seconds)
                 case (wire.START_FAILED, error):
+                    self.blame_device(replica, error)
                     self.step(replica, StartupFailed(error))
         if closed:
             # How it ended comes from the launcher, which reaps it; until then it takes nothing.
@@ -428,7 +470,7 @@ class Replicas:
             hooks * 1000,
             replica.pid,
         )
-        self._starts.succeeded()
+        replica.group.starts.succeeded()
         others = self.in_state(State.READY, group=replica.group)
         if (old := next((each for each in others if each.retiring is not None), None)) is not None:
             self.step(old, Drain(StopReason.RECYCLED))
@@ -454,6 +496,8 @@ class Replicas:
                     if (replica := self.get(number)) is not None:
                         replica.usage = used
                         self._owner.used(replica)
+                case Enforces(how):
+                    logger.info("%s: limits of replicas are enforced %s", self._serving.name, how)
                 case Preloaded(seconds):
                     logger.info("%s: application preloaded in %.0f ms", self._serving.name, seconds * 1000)
                 case PreloadFailed(error):
@@ -478,8 +522,9 @@ class Replicas:
 
     def _give_up(self, error: str) -> None:
         # Starting again would fail the same way, so this counts as all the attempts at once.
-        while not self._starts.failed:
-            self._starts.failed_once(error, time.monotonic())
+        for starts in {id(group.starts): group.starts for group in self._owner.groups}.values():
+            while not starts.failed:
+                starts.failed_once(error, time.monotonic())
 
     def _launcher_ended(self, status: int | None) -> None:
         if self._launcher is not None:
@@ -495,12 +540,13 @@ class Replicas:
         self._owner.starts_changed()
 
     def _count_failure(self, replica: Replica, error: str) -> None:
-        self._starts.failed_once(error, time.monotonic(), replica.child.started_at)
+        starts = replica.group.starts
+        starts.failed_once(error, time.monotonic(), replica.child.started_at)
         logger.error(
             "%s: replica %d did not start (%d in a row): %s",
             self._serving.name,
             replica.number,
-            self._starts.failures,
+            starts.failures,
             error,
         )
 

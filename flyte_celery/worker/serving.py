@@ -7,8 +7,12 @@ from dataclasses import dataclass, field
 
 from ..autoscaler.decide import Limits
 from ..environment import TaskEnvironment
+from ..gpu.host import Host
+from ..gpu.leases import Leases
 from ..replica.plan import ReplicaPlan
 from ..reuse import ReusePolicy
+from ..secret import SecretRequest
+from ..secret_sources import Secrets
 from ..settings import Settings
 from ..supervisor.confinement import Confinement
 from ..supervisor.lifecycle import Patience
@@ -34,6 +38,10 @@ class Serving:
     plan: ReplicaPlan
     #: The broker as the app was configured with it; the worker's own URL may name another transport.
     broker_url: str
+    #: What this host offers.
+    host: Host
+    #: The host's devices of the kind that each replica needs, None when it needs none.
+    devices: Leases | None = None
     #: The keeper of its claims; None where the broker is no Redis that claims can live on.
     keeper: Keeper | None = None
     #: What is weaker here than with claims, None with them.
@@ -49,14 +57,16 @@ class Serving:
     #: What one replica may use.
     confinement: Confinement = field(default_factory=Confinement)
     recycling: Recycling = field(default_factory=Recycling)
-    #: Replicas that this host has room for, by what they ask of it.
+    #: Replicas that this host has room for, by the cores, the memory and the devices that they ask for.
     room: int = MOST_ROOM
-    #: Why that is less than the policy allows, None where it is not.
-    too_small: str | None = None
     #: The bounds that a policy means here, options and settings of the worker included.
     limits_of: Callable[[ReusePolicy], Limits] = lambda policy: Limits(
         policy.min_replicas, policy.max_replicas, policy.concurrency, scaledown_ttl=30.0, idle_ttl=30.0
     )
+    #: Finds secrets that a call asks for in place of the environment's; raises `provisions.CannotProvide`.
+    find_secrets: Callable[[SecretRequest | None], Secrets] = lambda _: Secrets()
+    #: What the worker's log says at its start, beside what is served.
+    warnings: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -65,5 +75,5 @@ class Serving:
 
     @property
     def capacity(self) -> int:
-        """Tasks that may run at once when all replicas are up."""
-        return self.limits.highest * self.limits.concurrency
+        """Tasks that may run at once on this host when all replicas are up."""
+        return min(self.limits.highest, self.room) * self.limits.concurrency

@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..autoscaler.decide import Reason
 from ..autoscaler.driver import Autoscaler
 from ..supervisor.lifecycle import State
 from .pool import ReplicaPool
@@ -30,6 +31,8 @@ class ReplicaStatus:
     memory: int
     #: What it was made for, where that is not the environment: an override.
     beside: str | None
+    #: Its devices, in words.
+    devices: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,10 @@ class WorkerStatus:
     decision: str | None
     #: Why the environment cannot start replicas, None when it can.
     failure: str | None
+    #: Why the host has no place for another replica that is wanted, None when nothing is in the way.
+    obstacle: str | None
+    #: Devices of this host that no replica is given, with the reason.
+    broken: dict[str, str]
     #: Seconds from asking for a replica to its readiness, the last ones.
     start_seconds: tuple[float, ...]
 
@@ -85,6 +92,7 @@ def status_of(pool: ReplicaPool, autoscaler: Autoscaler, hostname: str, ready: i
             else None,
             memory=replica.usage.memory,
             beside=None if replica.group is pool.group else replica.group.name,
+            devices=() if replica.lease is None else tuple(replica.lease.labels),
         )
         for replica in pool.replicas
     )
@@ -108,6 +116,8 @@ def status_of(pool: ReplicaPool, autoscaler: Autoscaler, hostname: str, ready: i
         target=autoscaler.target,
         reason=str(last.reason) if last else None,
         decision=last.text if last else None,
-        failure=pool.starts.error if pool.starts.failed else None,
+        failure=pool.group.starts.error if pool.group.starts.failed else None,
+        obstacle=pool.obstacle if last is not None and last.reason is Reason.BLOCKED else None,
+        broken={} if pool.devices is None else pool.devices.broken(),
         start_seconds=tuple(round(seconds, 4) for seconds in pool.replicas.start_seconds),
     )

@@ -13,11 +13,12 @@ from ..autoscaler.shared import SharedAutoscaler
 from ..clock import SystemClock
 from ..fleet.catalogue import Catalogue
 from ..fleet.connection import connect_to_broker
+from ..gpu.inventory import described, listed
 from ..names import PRIORITY_STEPS, queue_name
 from ..settings import redacted
 from . import control
 from .away import stay_alive
-from .bounds import unenforced
+from .offering import Offering
 from .place import succeed
 from .pool import ReplicaPool
 from .serving import Serving
@@ -71,18 +72,28 @@ class AutoscalerStep(bootsteps.StartStopStep):
         logger.info("%s: serves the queue %r of %s", serving.name, queue_name(serving.name), broker)
         if serving.weaker is not None:
             logger.warning("%s: %s", serving.name, serving.weaker)
-        if (missing := unenforced(serving.environment.resources)) is not None:
-            logger.warning("%s: %s", serving.name, missing)
-        if serving.too_small is not None:
-            logger.warning("%s: %s", serving.name, serving.too_small)
-        self._catalogue = Catalogue(connect_to_broker(parent.app))
+        for warning in serving.warnings:
+            logger.warning("%s: %s", serving.name, warning)
+        if serving.devices is not None:
+            there = listed(serving.devices.accelerators)
+            logger.info("%s: each replica gets %s of %s", serving.name, described(serving.devices.wanted), there)
+        client = connect_to_broker(parent.app)
+        self._catalogue = Catalogue(client)
         self._publish(serving)
+        self._offering = Offering(client, parent.pool, parent.hostname)
+        self._offering.publish()
         if serving.keeper is not None and serving.keeper.seats is not None:
             succeed(serving.keeper.seats, parent.pool.replicas.launcher_pid)
 
+    def stop(self, parent: Any) -> None:
+        """Offer nothing any more."""
+        self._offering.withdraw()
+
     def register_with_event_loop(self, parent: Any, hub: Any) -> None:
         """Publish again from time to time; Celery calls this for each connection, whose loss clears all timers."""
-        hub.call_repeatedly(PUBLISH_INTERVAL, self._publish, parent.pool.serving)
+        serving: Serving = parent.pool.serving
+        hub.call_repeatedly(PUBLISH_INTERVAL, self._publish, serving)
+        hub.call_repeatedly(serving.settings.lease_renewal, self._offering.publish)
 
     def _publish(self, serving: Serving) -> None:
         options = self._worker.app.conf.broker_transport_options or {}
@@ -154,7 +165,11 @@ class AutoscalerStep(bootsteps.StartStopStep):
         pool: ReplicaPool = self._worker.pool
         # With claims the transport itself lets others in for those that wait for their children.
         suspended = pool.suspended + pool.beside.claimed if pool.serving.keeper is None else 0
-        wanted = max(1, limits.highest * limits.concurrency) + self._lookahead() + suspended
+        # While this host has no place for more replicas, what others could run is left to them; but for one replica's
+        # work, whose demand makes the autoscaler ask again.
+        most = min(limits.highest, pool.serving.room)
+        replicas = most if pool.obstacle is None else min(most, pool.live + 1)
+        wanted = max(1, replicas * limits.concurrency) + self._lookahead() + suspended
         # Small corrections are not worth a command to the consumer.
         if suspended or abs(wanted - self._prefetch) * 8 > self._prefetch:
             change, self._prefetch = wanted - self._prefetch, wanted

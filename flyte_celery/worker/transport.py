@@ -126,6 +126,7 @@ class Claiming(kombu_redis.Channel):
         if not self.active_queues or monotonic() < self._refused_until:
             return
         claims = self._asked = self.keeper.claims
+        self.keeper.deliver = self._deliver_claims
         connection = self.client.connection
         self._in_poll = connection
         self._brpop_sent_at = now = monotonic()
@@ -216,7 +217,8 @@ class Claiming(kombu_redis.Channel):
                 del messages[number]
         for number, message in messages.items():
             # Cancelled, or paused or left without seats, while the server waited or the reply was on its way.
-            if self.keeper.claims.queue not in self.active_queues or self.keeper.most_claims == 0:
+            cancelled = self.closed or self.keeper.claims.queue not in self.active_queues
+            if cancelled or self.keeper.most_claims == 0:
                 self.keeper.hand_back([number])
             else:
                 self.connection._deliver(message, self.keeper.claims.queue)

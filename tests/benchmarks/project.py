@@ -28,6 +28,11 @@ async def noop(x: int) -> int:
     return x
 
 
+@fast.task(cache="auto")
+async def noop_cached(x: int) -> int:
+    return x
+
+
 @fast.task
 async def nap(seconds: float) -> int:
     await asyncio.sleep(seconds)

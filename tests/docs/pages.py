@@ -185,6 +185,8 @@ class Story:
             "PYTHONPATH": os.pathsep.join([str(self.folder), str(REPOSITORY)]),
             "PYTHONUNBUFFERED": "1",
             "PYTHONWARNINGS": "ignore",
+            # The reader's host is nobody else's.
+            "FLYTE_CELERY_DEVICE_LOCKS": str(self.folder / ".device-locks"),
             _MARK: self._mark,
         }
 

@@ -63,7 +63,7 @@ def test_the_table_has_every_parameter_and_no_other(heading: str) -> None:
     ]
     shown = list(rows(section("parameters.md", heading)))
     if heading == "clone_with":
-        parameters += ["cache", "reusable", "max_attempts", "grace", "buffer"]
+        parameters += ["cache", "reusable", "max_attempts", "grace", "buffer", "labels"]
     assert shown == parameters
 
 
@@ -101,7 +101,14 @@ def test_the_page_names_every_public_name() -> None:
 def test_the_settings_page_has_every_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     """With its variables, which really set it, its default and its unit."""
     shown = rows((REFERENCE / "settings.md").read_text())
-    samples = {"project_dir": "/srv", "broker_url": "redis://there/1", "result_backend": "redis://there/2"}
+    samples = {
+        "project_dir": "/srv",
+        "secrets_dir": "/srv",
+        "device_locks": "/run/locks",
+        "broker_url": "redis://there/1",
+        "result_backend": "redis://there/2",
+        "progress": "0",
+    }
     assert {name for name in shown if not name.startswith(("FLYTE", "."))} == {
         field.name for field in dataclasses.fields(Settings)
     }
@@ -114,8 +121,9 @@ def test_the_settings_page_has_every_setting(monkeypatch: pytest.MonkeyPatch) ->
             assert read != getattr(Settings.from_environ({}), field.name), variable
         if field.default is not dataclasses.MISSING:
             assert default == str(field.default), field.name
-        kind = str(field.type)
-        assert unit == {"str | None": "URL", "Path": "path", "int": "count"}.get(kind, "seconds"), field.name
+        kind = "text" if field.name in ("devices", "labels") else str(field.type).removesuffix(" | None")
+        units = {"text": "text", "str": "URL", "Path": "path", "int": "count", "bool": "1 or 0"}
+        assert unit == units.get(kind, "seconds"), field.name
         assert meaning
 
 
@@ -140,8 +148,26 @@ def value_is_ours(name: str) -> bool:
 
 
 COMMANDS = (
-    *("up", "down", "worker", "list", "status", "explain", "scale", "pause", "drain", "resume", "prewarm", "reap"),
-    *("dead list", "dead requeue", "dead drop"),
+    "up",
+    "down",
+    "worker",
+    "list",
+    "status",
+    "explain",
+    "scale",
+    "pause",
+    "drain",
+    "resume",
+    "prewarm",
+    "reap",
+    "dead list",
+    "dead requeue",
+    "dead drop",
+    "later list",
+    "later now",
+    "later drop",
+    "cache show",
+    "cache clear",
 )
 
 

@@ -42,7 +42,8 @@ class Project:
     @property
     def variables(self) -> dict[str, str]:
         """Environment variables of every process of the project."""
-        return {"FLYTE_CELERY_BROKER_URL": self.url}
+        # A project is a host of its own: no other test has its devices.
+        return {"FLYTE_CELERY_BROKER_URL": self.url, "FLYTE_CELERY_DEVICE_LOCKS": str(self.folder / "device-locks")}
 
     def write(self, source: str, name: str = "proj") -> Path:
         """Write a module; see `workers.write_module`."""

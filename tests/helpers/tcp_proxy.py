@@ -48,6 +48,12 @@ class TcpProxy:
             self._end(each)
         self.heal()
 
+    def ports(self) -> set[int]:
+        """The ports from which it speaks to the server, as `CLIENT LIST` names them."""
+        with self._lock, contextlib.suppress(OSError):
+            return {each.getsockname()[1] for each in self._sockets if each.getpeername() == self._target}
+        return set()
+
     def close(self) -> None:
         """End every connection and stop listening."""
         # shutdown() wakes the threads that wait in accept() and recv(); close() alone would not.

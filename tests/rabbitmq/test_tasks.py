@@ -47,6 +47,25 @@ def test_the_callers_face_is_the_same(project: RabbitProject) -> None:
     assert printed.split("\n") == ["1", "2", "3", "[4, 5, 6]", "7", ""]
 
 
+def test_the_cache_is_where_the_results_are(project: RabbitProject) -> None:
+    """In Redis; a hit makes no message, and of many callers one computes."""
+    project.start("aio")
+    printed = run_python(
+        project.folder,
+        """
+        from proj import flyte, nap
+
+        cached = nap.override(cache=flyte.Cache("auto", serialize=True))
+        results = [cached.delay(0.5, 1) for _ in range(10)]
+        print([result.get(timeout=20) for result in results], sum(result.cached for result in results))
+        hit = cached.delay(0.5, 1)
+        print(hit.hit, hit.get())
+        """,
+        project.variables,
+    )
+    assert printed.split("\n") == [f"{[1] * 10} 9", "True 1", ""]
+
+
 def test_results_may_go_the_same_way_back(rabbit: RabbitServer, make_project: Callable[..., RabbitProject]) -> None:
     """Celery's `rpc://` backend: only the thread that called can read a result; what waits elsewhere says so."""
     project = make_project(rabbit, backend="rpc://")

@@ -456,7 +456,8 @@ def test_a_directory_that_is_not_writable_is_an_error(tmp_path: Path) -> None:
     project = tmp_path / "read-only"
     project.mkdir(mode=0o555)
     user = os.geteuid()
-    shared = [tmp_path, *tmp_path.parents][:3] if user == 0 else []
+    closed = [folder for folder in [tmp_path, *tmp_path.parents] if not folder.stat().st_mode & stat.S_IXOTH]
+    shared = closed if user == 0 else []
     modes = {folder: stat.S_IMODE(folder.stat().st_mode) for folder in shared}
     for folder in shared:
         folder.chmod(0o755)

@@ -177,11 +177,26 @@ def test_revoked_tasks_come_at_once(claims: Claims, later: Later, server: redis.
     assert later.count() == 2
 
 
+def test_hurried_tasks_lose_their_time(claims: Claims, later: Later, server: redis.Redis) -> None:
+    """Else the worker that takes one would find it too early, and put it aside again."""
+    server.lpush(QUEUE, json.dumps({"headers": {"id": "a", "eta": "2999-01-01T00:00:00"}, "properties": {}}))
+    server.script_load(script("claim").text)
+    taken = claims.claimed(server.execute_command(*claims.claim_command(1)))  # type: ignore[no-untyped-call]
+    claims.park([(each, time.time() + 60) for each in taken])
+    assert later.hurry(["a", "unknown"]) == 1
+    later.move_due()
+    (message,) = server.lrange(QUEUE, 0, -1)  # type: ignore[misc]
+    assert json.loads(message)["headers"] == {"id": "a", "eta": None}
+    assert later.count() == 0
+    assert later.hurry([]) == 0
+
+
 def test_a_thousand_due_at_once_are_moved_in_bounded_steps(claims: Claims, later: Later, server: redis.Redis) -> None:
-    at = time.time() + 0.3
-    for _ in range(3):
-        claims.park([(each, at) for each in claim(claims, *(f"t{n}" for n in range(400)))])
-    wait_until(lambda: later.move_due() == 0)
+    ids = [f"t{n}" for n in range(1200)]
+    for some in (ids[:400], ids[400:800], ids[800:]):
+        claims.park([(each, time.time() + 60) for each in claim(claims, *some)])
+    later.bring_forward(ids)
+    assert later.move_due() == 0
     assert 0 < len(queued(server)) < 1200
     wait_until(lambda: later.move_due() is None)
     assert len(queued(server)) == 1200

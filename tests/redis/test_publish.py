@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import concurrent.futures
 import functools
 import itertools
 import json
@@ -46,6 +47,11 @@ def anything(a: Any = None, b: Any = None) -> int:
 
 @env.task
 def number(x: int) -> int:
+    return x
+
+
+@env.task(cache="auto")
+def cached(x: int) -> int:
     return x
 
 
@@ -550,14 +556,17 @@ def test_a_forked_child_has_a_connection_and_an_origin_of_its_own(app: Celery, b
 
 
 @contextmanager
-def flight(app: Celery, inputs: Any, concurrency: int = mapping.WINDOW) -> Iterator[mapping._Flight]:
+def flight(
+    app: Celery, inputs: Any, concurrency: int = mapping.WINDOW, task: Any = number
+) -> Iterator[mapping._Flight]:
     """A map whose results nobody computes."""
-    flight = mapping._Flight(dispatcher_of(app), mapping.Mapped(number, (inputs,), None), concurrency, lambda _: None)
+    flight = mapping._Flight(dispatcher_of(app), mapping.Mapped(task, (inputs,), None), concurrency, lambda _: None)
     try:
         yield flight
     finally:
-        for _, future in flight.waiting:
-            future.cancel()
+        for cell in flight.waiting:
+            if cell.ending is not None:
+                cell.ending.cancel()
 
 
 def fill(flight: mapping._Flight) -> None:
@@ -598,7 +607,9 @@ def test_a_map_asks_no_more_of_its_input_than_it_may_have_in_flight(app: Celery,
         assert asked == [0, 1, 2, 3]
 
 
-def test_what_was_taken_is_published_while_the_input_makes_us_wait(app: Celery, broker: Broker) -> None:
+@pytest.mark.parametrize("task", [number, cached])
+def test_what_was_taken_is_published_while_the_input_makes_us_wait(app: Celery, broker: Broker, task: Any) -> None:
+    """Also when it is looked up in the cache before."""
     ready(number, broker)
     seen: list[int] = []
 
@@ -608,7 +619,7 @@ def test_what_was_taken_is_published_while_the_input_makes_us_wait(app: Celery, 
         seen.append(broker.client.llen(ENV))  # type: ignore[arg-type]
         yield 3
 
-    with flight(app, inputs()) as mapped:
+    with flight(app, inputs(), task=task) as mapped:
         fill(mapped)
     assert seen == [3]
     assert len(broker.take_all()) == 4
@@ -619,8 +630,8 @@ def test_an_argument_that_does_not_fit_fails_its_own_call(app: Celery, broker: B
     with flight(app, [1, "two", 3]) as mapped:
         fill(mapped)
         assert [message["body"][0][0] for message in broker.take_all()] == [1, 3]
-        _, future = mapped.waiting[1]
-        assert isinstance(future.exception(0), TypeError)
+        ending = mapped.waiting[1].ending
+        assert isinstance(ending, concurrent.futures.Future) and isinstance(ending.exception(0), TypeError)
 
 
 def test_large_messages_fill_a_write_by_their_size(app: Celery, broker: Broker) -> None:

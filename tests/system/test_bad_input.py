@@ -282,7 +282,7 @@ def test_a_module_that_fails_in_replicas_alone_fails_callers_with_the_reason(
 ) -> None:
     """The worker could import it; its replicas, with the environment's variables, cannot, until the cause is gone."""
     fast = {f"FLYTE_CELERY_{name}": "0.1" for name in ("START_BACKOFF", "START_BACKOFF_CAP", "AUTOSCALE_INTERVAL")}
-    worker = project.start(environment, env=fast)
+    worker = project.start(environment, env={**fast, "FLYTE_CELERY_DEVICES": "L4:1"})
     with pytest.raises(RuntimeSystemError, match="RuntimeError: this module does not like its variables") as caught:
         project.call(f"{environment}.fine", 1)
     assert caught.value.code == "EnvironmentFailed"

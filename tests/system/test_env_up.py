@@ -69,9 +69,9 @@ def celery(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> 
 
 
 def status(folder: Path) -> dict[str, Any]:
-    """What `env status --json` says, by environment."""
+    """What `env status --json` says of environments that a worker serves, by environment."""
     answer = celery(folder, "-A", "proj", "env", "status", "--json")
-    return {each["environment"]: each for each in json.loads(answer.stdout or "[]")}
+    return {each["environment"]: each for each in json.loads(answer.stdout or "[]") if each["hostname"]}
 
 
 def workers_below(pid: int) -> list[int]:

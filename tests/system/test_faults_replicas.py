@@ -49,10 +49,10 @@ def test_the_tasks_of_a_stopped_replica_wait_for_it_and_run_once(fleet: Fleet, w
 
 
 def test_a_blocked_loop_holds_up_its_own_replica_alone(fleet: Fleet, worker: Member) -> None:
-    blocking = fleet.submit("aio.block", LEASE * 1.2)
+    blocking = fleet.submit("aio.block", LEASE * 3)
     fleet.wait(lambda: blocking in fleet.running(worker), description="a blocked loop")
     others = [fleet.submit("aio.nap", 0.0) for _ in range(15)]
-    fleet.wait(lambda: len(fleet.results(others)) >= 6, 1.0, "tasks in the other replica")
+    fleet.wait(lambda: len(fleet.results(others)) >= 6, LEASE * 2.5, "tasks in the other replica")
     assert blocking in fleet.running(worker)
     fleet.wait_for([blocking, *others])
     assert len(fleet.starts(blocking)) == 1

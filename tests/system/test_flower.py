@@ -35,6 +35,14 @@ APP = """
         return len(article)
 
     @shop.task
+    async def weigh(article: str) -> int:
+        return len(article)
+
+    @shop.task
+    async def basket(articles: list[str]) -> int:
+        return sum(await asyncio.gather(*(weigh(article) for article in articles)))
+
+    @shop.task
     async def wait_for(path: str) -> None:
         while not pathlib.Path(path).exists():
             await asyncio.sleep(0.02)
@@ -53,6 +61,12 @@ class Flower:
         """Ask Flower's API."""
         with urllib.request.urlopen(f"{self.url}{path}?{urllib.parse.urlencode(query)}", timeout=10) as answer:
             return json.load(answer)
+
+    def page(self, path: str) -> str:
+        """A page as a browser gets it."""
+        with urllib.request.urlopen(f"{self.url}{path}") as response:
+            text: str = response.read().decode()
+        return text
 
     def press(self, button: str, **query: object) -> str:
         """What one of the buttons on a worker's page sends; returns Flower's message."""
@@ -144,6 +158,25 @@ class TestOverHttp:
 
         wait_until(lambda: len(succeeded()) == 3, description="three succeeded tasks")
         assert succeeded() == ["3", "4", "5"]
+
+    def test_a_task_shows_its_parent_its_root_and_its_children(self, flower: Flower) -> None:
+        parent = flower.project.send("shop.basket", ["tea", "milk"])
+        assert parent.get(timeout=20) == 7
+
+        def children() -> list[dict[str, Any]]:
+            found = flower.get("/api/tasks", taskname="shop.weigh").values()
+            return [task for task in found if task["root_id"] == parent.id and task["state"] == "SUCCESS"]
+
+        wait_until(lambda: len(children()) == 2, description="two children")
+        assert {task["parent_id"] for task in children()} == {parent.id}
+        shown = wait_until(
+            lambda: (task := flower.get(f"/api/task/info/{parent.id}"))["state"] == "SUCCESS" and task,
+            description="the parent's end",
+        )
+        assert {task["uuid"] for task in children()} == set(shown["children"])
+        page = flower.page(f"/task/{parent.id}")
+        for task in children():
+            assert task["uuid"] in page
 
     def test_grow_raises_the_minimum_at_once(self, flower: Flower) -> None:
         flower.set_bounds(1, 4)

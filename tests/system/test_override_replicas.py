@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from celery.result import AsyncResult
 
-from flyte_celery.errors import OOMError
+from flyte_celery.errors import OOMError, RuntimeSystemError
 from flyte_celery.names import OVERRIDES_HEADER
 from tests.helpers.projects import PATIENCE, Project
 from tests.helpers.waiting import wait_until
@@ -28,13 +28,17 @@ SOURCE = """
     IMPORTED_BY = os.getpid()
     COLOUR = os.environ.get("COLOUR")
     SHAPE = os.environ.get("SHAPE")
+    KEY = os.environ.get("KEY")
     calls = []
+    if COLOUR == "green":
+        raise ValueError("no green things")
 
     warm = flyte.TaskEnvironment(
         "warm",
         resources=flyte.Resources(memory="128Mi"),
         reusable=flyte.ReusePolicy(replicas=1, concurrency=2, idle_ttl=3600),
         env_vars={"COLOUR": "red", "SHAPE": "round"},
+        secrets="other-key",
     )
     parents = flyte.TaskEnvironment("parents", reusable=flyte.ReusePolicy(replicas=1, concurrency=4, idle_ttl=3600))
 
@@ -46,6 +50,13 @@ SOURCE = """
             "pid": os.getpid(), "imported_by": IMPORTED_BY, "calls": len(calls), "colour": COLOUR, "shape": SHAPE,
             "threads": os.environ.get("OMP_NUM_THREADS"),
         }
+
+
+    @warm.task
+    async def show_other() -> str:
+        if os.environ.get("OTHER_KEY") == "correct-horse":
+            return "has it"
+        return "has the key only" if KEY == "hunter-22" else "has neither"
 
 
     @warm.task
@@ -89,7 +100,8 @@ POLICY = {"replicas": [1, 1], "idle_ttl": 30, "concurrency": 2, "scaledown_ttl":
 def project(shared: Project) -> Project:
     """A warm environment, of which two ephemeral replicas may exist at once, and one that calls it."""
     shared.write(SOURCE)
-    shared.start("warm", env={"FLYTE_CELERY_MAX_EPHEMERAL": "2"})
+    secrets = {"KEY": "hunter-22", "OTHER_KEY": "correct-horse"}
+    shared.start("warm", env={"FLYTE_CELERY_MAX_EPHEMERAL": "2", **secrets})
     shared.start("parents")
     return shared
 
@@ -137,6 +149,19 @@ def test_other_variables_need_a_fresh_interpreter(send: Callable[..., AsyncResul
     assert same["imported_by"] == warm["imported_by"], "the same variables need none"
 
 
+def test_other_secrets_replace_the_environment_s(send: Callable[..., AsyncResult], project: Project) -> None:
+    """They are there when modules are imported; what was not asked for is not there; logs have none of them."""
+    assert send("show_other").get(timeout=PATIENCE) == "has it"
+    assert send("show_other", **OFF, secrets=[{"key": "key"}]).get(timeout=PATIENCE) == "has the key only"
+    assert "hunter-22" not in project.workers[0].log()
+
+
+def test_a_secret_that_an_override_asks_for_in_vain_is_named(send: Callable[..., AsyncResult]) -> None:
+    with pytest.raises(RuntimeSystemError, match="The secret 'nowhere' is missing") as caught:
+        send("show", **OFF, secrets=[{"key": "nowhere"}]).get(timeout=PATIENCE)
+    assert caught.value.code == "SecretMissing"
+
+
 def test_cores_come_with_their_number_of_threads(send: Callable[..., AsyncResult]) -> None:
     found = send("show", **OFF, resources={"cpu": 1}).get(timeout=PATIENCE)
     assert found["threads"] == "1"
@@ -180,3 +205,11 @@ def _lives(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def test_an_override_that_cannot_start_fails_its_own_calls_alone(send: Callable[..., AsyncResult]) -> None:
+    """The variable makes the module raise when it is imported; the warm replicas know nothing of it."""
+    with pytest.raises(RuntimeSystemError, match=r"for calls with the override .*no green things") as caught:
+        send("show", **OFF, env_vars={"COLOUR": "green"}).get(timeout=3 * PATIENCE)
+    assert caught.value.code == "EnvironmentFailed"
+    assert send("show").get(timeout=PATIENCE)["colour"] == "red"

@@ -29,11 +29,21 @@ SOURCE = """
     @env.task
     def double(n: int) -> int:
         return 2 * n
+
+
+    @env.task(cache="auto")
+    def triple(n: int) -> int:
+        return 3 * n
 """
 
 CALL = """
     import proj
     print(proj.double.delay(21).get(timeout=20))
+"""
+
+CALL_CACHED = """
+    import proj
+    print(proj.triple.delay(14).get(timeout=20), proj.triple.delay(14).hit)
 """
 
 
@@ -49,13 +59,14 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 def serves_with_claims(folder: Path, settings: dict[str, object], client: redis.Redis) -> Worker:
-    """Start a worker, call its task, and see that it holds a lease."""
+    """Start a worker, call its tasks, and see that it holds a lease."""
     text = ", ".join(f"{name}={value!r}" for name, value in settings.items())
     write_module(folder, SOURCE.replace("{settings}", text))
     worker = Worker(folder, ["-A", "proj", "env", "worker", "snc", "--loglevel", "INFO"])
     try:
         worker.wait_ready()
         assert run_python(folder, CALL, timeout=60).strip() == "42", worker.log_tail()
+        assert run_python(folder, CALL_CACHED, timeout=60).split() == ["42", "True"], worker.log_tail()
         leases = client.zrange(names.workers_key(), 0, -1, withscores=True)
         assert [score > 0 for member, score in leases] == [True], leases  # type: ignore[union-attr]
     except BaseException:

@@ -93,7 +93,8 @@ SOURCE = """
 @pytest.fixture(scope="module")
 def project(shared: Project) -> Project:
     shared.write(SOURCE)
-    for worker in [shared.start(name, ready=False) for name in ("keeping", "packed", "on-device")]:
+    devices = {"FLYTE_CELERY_DEVICES": "L4:2"}
+    for worker in [shared.start(name, ready=False, env=devices) for name in ("keeping", "packed", "on-device")]:
         worker.wait_ready()
     return shared
 

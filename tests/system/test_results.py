@@ -22,6 +22,7 @@ from celery.exceptions import TaskRevokedError, TimeLimitExceeded, TimeoutError,
 from celery.result import AsyncResult
 
 import flyte_celery as flyte
+from flyte_celery.client import replies
 from flyte_celery.errors import InlineIOMaxBytesBreached
 from tests.helpers.projects import PATIENCE, Project
 from tests.helpers.redis_server import RedisServer
@@ -211,6 +212,13 @@ def stored(client: redis.Redis, result: AsyncResult) -> None:
 # -- One notification ------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def no_doubts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is, no result is so late that it is looked for."""
+    monkeypatch.setattr(replies, "DOUBT", 600.0)
+
+
+@pytest.mark.usefixtures("no_doubts")
 def test_a_result_costs_no_command(proj: ModuleType, client: redis.Redis) -> None:
     """Neither a subscription nor a read: the notification carries it."""
     proj.add.delay(0, 0).get(timeout=PATIENCE)
@@ -568,6 +576,7 @@ def test_fork_while_an_event_loop_waits(shared: Project) -> None:
 # -- What Celery stores ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("no_doubts")
 def test_failures_that_the_worker_stores_are_announced(proj: ModuleType, client: redis.Redis) -> None:
     before = commands(client, "subscribe")
     with pytest.raises(ValueError, match="no good"):
@@ -646,6 +655,25 @@ def test_groups_of_groups_and_of_plain_tasks(proj: ModuleType) -> None:
     nested = group(group(proj.add.s(1, 1), proj.add.s(2, 2)), proj.add.s(3, 3))()
     assert nested.get(timeout=PATIENCE) in ([2, 4, 6], [[2, 4], 6])
     assert group(proj.add.s(1, 1), proj.plain_add.s(2, 2), proj.add_sync.s(3, 3))().get(timeout=PATIENCE) == [2, 4, 6]
+
+
+def test_a_group_of_plain_and_other_tasks_beside_other_waits(proj: ModuleType) -> None:
+    """Whoever reads the reply channel finds results that the group waits for."""
+    over = threading.Event()
+
+    def read() -> None:
+        while not over.is_set():
+            proj.add.delay(0, 0).get(timeout=PATIENCE)
+
+    with ThreadPoolExecutor(1) as executor:
+        reader = executor.submit(read)
+        try:
+            for _ in range(10):
+                result = group(proj.nap.s(0.05, 1), proj.plain_add.s(2, 2), proj.nap.s(0.1, 3))()
+                assert result.get(timeout=PATIENCE) == [1, 4, 3]
+        finally:
+            over.set()
+            reader.result()
 
 
 def test_a_group_with_a_failure(proj: ModuleType) -> None:

@@ -14,6 +14,7 @@ import pytest
 from flyte_celery import context
 from flyte_celery.context import RunContext, ctx, custom_context, get_custom_context, group
 from flyte_celery.errors import TraceDoesNotAllowNestedTasksError
+from flyte_celery.names import RUN_CACHE_HEADER
 from flyte_celery.tracing import check_not_traced, trace
 
 
@@ -139,6 +140,29 @@ def test_a_group_ends_with_its_block_also_when_it_raises() -> None:
 def test_a_group_outside_of_tasks_does_nothing() -> None:
     with group("g"):
         assert ctx().group_data is None
+
+
+# -- The cache of a run ----------------------------------------------------------------------------------------------
+
+
+def test_what_a_run_says_about_the_cache_reaches_its_tasks() -> None:
+    """And those that they call; the innermost word counts, and saying nothing leaves it as it is."""
+    assert context.run_cache() is None and context.outgoing_headers() == {}
+    with context.with_run_cache("disable"):
+        headers = context.outgoing_headers()
+        with context.with_run_cache("override"):
+            assert context.run_cache() == "override"
+        with context.with_run_cache(None):
+            assert context.run_cache() == "disable"
+    assert context.run_cache() is None
+    with running(RunContext.of_task(task_id="t", root_id="r", environment="env", headers=headers)):
+        assert ctx().disable_run_cache is True
+        assert RUN_CACHE_HEADER in context.outgoing_headers()
+        with context.with_run_cache("override"):
+            assert context.outgoing_headers()[RUN_CACHE_HEADER] == "override"
+    with running():
+        assert ctx().disable_run_cache is False
+        assert RUN_CACHE_HEADER not in context.outgoing_headers()
 
 
 # -- custom_context --------------------------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ class FakePool:
     replicas: list[ReplicaView] = field(default_factory=list)
     #: Most replicas that it starts per call, as while start-ups fail.
     willing: int = 100
+    #: What is in the way of more.
+    obstacle: str | None = None
     asked: list[int] = field(default_factory=list)
     drained: list[tuple[list[int], StopReason]] = field(default_factory=list)
 
@@ -142,6 +144,25 @@ def test_only_changes_are_kept_and_told_each_with_its_moment_and_its_reason() ->
         (1002.0, 2, "demand"),
     ]
     assert all(each.text.endswith(".") for each in world.heard)
+
+
+def test_what_is_in_the_way_is_told_once_and_asked_for_again() -> None:
+    """A host without a free device: the decision stays, with its obstacle, until there is a place."""
+    world = World(replace(POLICY, lowest=0))
+    world.pool.willing, world.pool.obstacle = 0, "no free device"
+    for _ in range(3):
+        world.after(1, Observed(ready=1))
+    world.pool.obstacle = "another reason"
+    world.after(1, Observed(ready=1))
+    assert world.pool.asked == [1, 1, 1, 1]
+    assert [str(each.reason) for each in world.heard] == ["demand", "blocked", "blocked"]
+    assert world.heard[1].text.endswith("need 1 replica of 2. Waits for 1 of them: no free device.")
+    assert world.autoscaler.last == world.heard[-1]
+    world.pool.willing, world.pool.obstacle = 1, None
+    world.after(1, Observed(ready=1))
+    assert world.autoscaler.last is not None
+    assert world.autoscaler.last.reason == "steady"
+    assert len(world.heard) == 3
 
 
 def test_old_decisions_are_forgotten() -> None:

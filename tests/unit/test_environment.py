@@ -42,9 +42,13 @@ async def asynchronous(x: int) -> int:
 class PodTemplate:
     pod_spec = "spec"
 
+    def __repr__(self) -> str:
+        return "PodTemplate()"  # ids of tests are the same in every process
+
 
 class Plugin:
-    pass
+    def __repr__(self) -> str:
+        return "Plugin()"
 
 
 class ReusablePlugin:
@@ -75,6 +79,7 @@ def test_defaults() -> None:
         "max_attempts": 3,
         "grace": None,
         "buffer": 0,
+        "labels": None,
         "startup_hooks": (),
         "shutdown_hooks": (),
         "_tasks": {},

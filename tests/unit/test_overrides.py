@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from flyte_celery.cache import Cache, VersionParameters
+from flyte_celery.devices import GPU
 from flyte_celery.environment import TaskEnvironment
 from flyte_celery.names import OVERRIDES_HEADER
 from flyte_celery.overrides import dumped, effective, loaded, replica_options
+from flyte_celery.resources import Resources
 from flyte_celery.retry import Backoff, RetryStrategy
+from flyte_celery.reuse import ReusePolicy
+from flyte_celery.secret import MOUNT, Secret
 from flyte_celery.timeout import Timeout
 
 env = TaskEnvironment("test-overrides")
@@ -56,6 +61,13 @@ def test_a_task_without_overrides_has_no_header() -> None:
         {"interruptible": False},
         {"queue": "other"},
         {"retries": 2, "interruptible": True, "max_inline_io_bytes": 5},
+        {"reusable": "off"},
+        {"reusable": ReusePolicy((1, 5), timedelta(minutes=2), 3, 45, "run")},
+        {"resources": Resources(4, ("2Gi", "8Gi"), "A100:2", "1Gi", "auto")},
+        {"resources": Resources(("500m", 2), gpu=GPU("H100", 1, "1g.10gb"))},
+        {"env_vars": {"A": "1"}},
+        {"secrets": [Secret("key", "group"), Secret("other", mount=MOUNT)]},
+        {"reusable": "off", "resources": Resources(memory="1Gi"), "env_vars": {"A": "1"}, "secrets": [Secret("k")]},
     ],
     ids=str,
 )
@@ -148,3 +160,35 @@ def test_overrides_add_up_before_they_travel() -> None:
     sent = work.override(retries=2).override(timeout=5)
     assert set(dumped(sent)[OVERRIDES_HEADER]) == {"retries", "timeout"}
     assert effective(work, dumped(sent)).retries == RetryStrategy(2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reusable": "OFF"}, "reusable='OFF' of test-overrides.work is not possible"),
+        ({"reusable": 5}, "reusable=5"),
+        ({"resources": "bad"}, "resources='bad' of test-overrides.work is not possible"),
+        ({"resources": Resources(memory="lots")}, "memory='lots' is no Kubernetes quantity"),
+        ({"resources": Resources(memory=("8Gi", "2Gi"))}, "limit below its request"),
+        ({"resources": Resources(cpu="many")}, "cpu='many'"),
+        ({"env_vars": "A=1"}, "env_vars='A=1' of test-overrides.work is not possible"),
+        ({"env_vars": {"A=B": "1"}}, "the name 'A=B'"),
+        ({"secrets": 5}, "secrets=5"),
+    ],
+    ids=str,
+)
+def test_what_no_replica_can_be_made_with_fails_where_it_is_called(options: dict[str, Any], message: str) -> None:
+    """`override` itself takes anything, as in Flyte."""
+    with pytest.raises(ValueError, match=re.escape(message)):
+        dumped(work.override(**options))
+
+
+@pytest.mark.parametrize("options", [{"retries": 2}, {"timeout": 5}, {"cache": "auto"}], ids=str)
+def test_other_options_leave_the_call_to_the_environment_s_replicas(options: dict[str, Any]) -> None:
+    assert replica_options(dumped(work.override(**options))) is None
+
+
+def test_calls_with_equal_overrides_may_share_replicas() -> None:
+    one = dumped(work.override(reusable="off", resources=Resources(memory="1Gi"), retries=1))
+    two = dumped(work.override(resources=Resources(memory="1Gi")).override(reusable="off"))
+    assert replica_options(one) == replica_options(two) is not None

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from flyte_celery.autoscaler.decide import Limits
+from flyte_celery.supervisor.lifecycle import Starts
 from flyte_celery.worker import redelivery
 from flyte_celery.worker.groups import Group
 from flyte_celery.worker.job import Job
@@ -14,7 +15,7 @@ from flyte_celery.worker.promises import is_amqp, weaker_promises
 from flyte_celery.worker.redelivery import Attempts, Redelivery, returns
 
 AGAIN = {"delivery_info": {"redelivered": True}}
-GROUP = Group("env", Limits(0, 1, 1, 0.0, 0.0), None)
+GROUP = Group("env", Limits(0, 1, 1, 0.0, 0.0), Starts(3, 1.0, 60.0), None)
 OUTCOME = ("ok", False, 1, 0.1)
 
 

@@ -17,6 +17,7 @@ DEFAULTS = {
     "host_cores": None,
     "host_memory": None,
     "result_backend": None,
+    "secrets_dir": Path("/run/secrets"),
     "flower_url": None,
     "grace": None,
     "startup_timeout": 600.0,
@@ -30,9 +31,17 @@ DEFAULTS = {
     "max_processes": 1000,
     "max_files": 65536,
     "max_age": None,
+    "progress": True,
+    "cancel_patience": 10.0,
+    "cache_ttl": 2_592_000.0,
+    "cache_result_bytes": 10_485_760,
+    "cache_bytes": 268_435_456,
     "autoscale_interval": 1.0,
     "idle_ttl": None,
     "scaledown_ttl": None,
+    "devices": None,
+    "labels": None,
+    "device_locks": None,
 }
 
 
@@ -76,6 +85,8 @@ def test_a_url_comes_from_the_argument_then_our_variable_then_celerys(field: str
         ("FLYTE_CELERY_STARTUP_TIMEOUT", "1.5", "startup_timeout", 1.5),
         ("FLYTE_CELERY_MAX_START_FAILURES", "7", "max_start_failures", 7),
         ("FLYTE_CELERY_IDLE_TTL", "2", "idle_ttl", 2.0),
+        ("FLYTE_CELERY_PROGRESS", "0", "progress", False),
+        ("FLYTE_CELERY_PROGRESS", "Yes", "progress", True),
     ],
 )
 def test_every_field_has_a_variable(variable: str, text: str, field: str, value: object) -> None:
@@ -120,6 +131,7 @@ def test_times_are_kept_as_seconds_and_paths_as_absolute_paths(tmp_path: Path, m
             "broker_url is a list: give one URL as text, several joined by ';'.",
         ),
         ({"result_backend": ""}, ValueError, "result_backend is empty: give a URL, or None for the default."),
+        ({"progress": "no"}, TypeError, "progress='no' is a str: give True or False."),
         ({"project_dir": 7}, TypeError, "project_dir=7 is a int: give a path."),
     ],
 )
@@ -144,6 +156,10 @@ def test_an_unknown_setting_is_named_with_the_known_ones() -> None:
         (
             {"FLYTE_CELERY_MAX_START_FAILURES": "2.5"},
             "FLYTE_CELERY_MAX_START_FAILURES='2.5' is not a whole number: correct or remove the variable.",
+        ),
+        (
+            {"FLYTE_CELERY_PROGRESS": "maybe"},
+            "FLYTE_CELERY_PROGRESS='maybe' is neither on nor off: set it to 1 or 0.",
         ),
         (
             {"FLYTE_CELERY_LEASE": "-1"},

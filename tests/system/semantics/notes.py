@@ -9,14 +9,21 @@ import time
 from typing import Any
 
 import redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 #: Seconds that a task waits at a gate before it fails.
 GATE_PATIENCE = 30.0
 
 
-def client() -> redis.Redis:
-    """A client of the project's Redis database."""
-    return redis.Redis.from_url(os.environ["FLYTE_CELERY_BROKER_URL"], decode_responses=True)
+def client(retries: int = 0) -> redis.Redis:
+    """A client of the project's Redis database.
+
+    Args:
+        retries: How often a command is sent again after its connection was lost.
+    """
+    retry = Retry(ConstantBackoff(0.05), retries)
+    return redis.Redis.from_url(os.environ["FLYTE_CELERY_BROKER_URL"], decode_responses=True, retry=retry)
 
 
 def note(topic: str, value: Any = None) -> int:
@@ -39,7 +46,7 @@ def open_gate(name: str) -> None:
 
 def wait_at(name: str) -> None:
     """Wait until a gate is open."""
-    with client() as connection:
+    with client(retries=10) as connection:
         deadline = time.monotonic() + GATE_PATIENCE
         while not connection.exists(f"gate:{name}"):
             if time.monotonic() > deadline:
@@ -49,7 +56,7 @@ def wait_at(name: str) -> None:
 
 async def wait_at_async(name: str) -> None:
     """Wait until a gate is open, without blocking the event loop."""
-    with client() as connection:
+    with client(retries=10) as connection:
         async with asyncio.timeout(GATE_PATIENCE):
             while not connection.exists(f"gate:{name}"):  # noqa: ASYNC110  # the event is in Redis
                 await asyncio.sleep(0.01)

@@ -1,0 +1,120 @@
+"""The devices of one worker's replicas: leased before a replica starts, watched while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from celery.utils.log import get_logger
+
+from ..gpu import nvml
+from ..gpu.health import device_failure
+from ..gpu.inventory import Accelerator, described
+from ..gpu.leases import Lease, Leases
+from ..replica import wire
+
+logger = get_logger("flyte_celery.worker")
+
+
+class ReplicaDevices:
+    """What replicas of one environment are given on this host.
+
+    Args:
+        leases: The host's devices of the kind that they need.
+        hostname: The worker's node name, which others are told.
+    """
+
+    def __init__(self, leases: Leases, hostname: str) -> None:
+        self._leases = leases
+        self._hostname = hostname
+        self._errors: nvml.Errors | None = None
+        #: Why the last replica that was asked for got no devices; None when it got them.
+        self.obstacle: str | None = None
+
+    def take(self, replica: int) -> Lease | None:
+        """Devices for a replica. None when too few are free; `obstacle` says who has them."""
+        try:
+            lease = self._leases.take(f"{self._hostname}, replica {replica}")
+            self.obstacle = self._why_not() if lease is None else None
+        except OSError as exc:
+            self.obstacle = _unusable(exc)
+            return None
+        return lease
+
+    def free(self) -> int:
+        """For how many more replicas this host has devices now; where it is none, `obstacle` says why."""
+        try:
+            free = self._leases.free()
+        except OSError as exc:
+            free, self.obstacle = 0, _unusable(exc)
+        else:
+            self.obstacle = None if free else self._why_not()
+        return free
+
+    def _why_not(self) -> str:
+        words = [f"{device} is held by {holder}" for device, holder in self._leases.holders().items()]
+        words += [f"{device} is broken ({why})" for device, why in self.broken().items()]
+        return f"no free device for another replica: it needs {described(self._leases.wanted)}; {', '.join(words)}"
+
+    def broken(self) -> dict[str, str]:
+        """The devices that nobody is given, with the reason, for people."""
+        reasons = self._leases.broken()
+        return {each.label: reasons[each.id] for each in self._leases.accelerators if each.id in reasons}
+
+    def has_broken(self, lease: Lease) -> bool:
+        """Whether a device of a replica is broken."""
+        reasons = self._leases.broken()
+        return any(each.id in reasons for each in lease.accelerators)
+
+    def blame(self, lease: Lease, error: str) -> None:
+        """Take the devices of a replica out of use when this error of its says that one of them is broken."""
+        if (why := device_failure(error)) is not None:
+            self._condemn(lease.accelerators, why)
+
+    def watch(self) -> None:
+        """Take devices out of use that their driver has reported since the last call."""
+        if self._errors is None:
+            ids = [each.id for each in self._leases.accelerators if not each.id.isdigit()]
+            self._errors = nvml.Errors(ids)
+        if broken := self._errors.poll():
+            for accelerator in self._leases.accelerators:
+                if accelerator.id in broken:
+                    self._condemn([accelerator], broken[accelerator.id])
+
+    def _condemn(self, accelerators: Iterable[Accelerator], why: str) -> None:
+        known = self._leases.broken()
+        for accelerator in accelerators:
+            if accelerator.id in known:
+                continue
+            try:
+                note = self._leases.condemn(accelerator, why)
+            except OSError as exc:
+                logger.error("The device %s is broken (%s) and stays in use: %s", accelerator.label, why, exc)
+                continue
+            logger.error(
+                "The device %s is broken (%s): no replica on this host is given it until %s is removed.",
+                accelerator.label,
+                why,
+                note,
+            )
+
+    def keep(self, leases: Iterable[Lease | None]) -> None:
+        """Let nobody tidy up the locks of these leases."""
+        for lease in leases:
+            if lease is not None:
+                self._leases.touch(lease)
+
+
+def _unusable(exc: OSError) -> str:
+    return f"the devices of this host cannot be locked: {exc}; FLYTE_CELERY_DEVICE_LOCKS names the place"
+
+
+def failure_text(outcome: tuple[Any, ...]) -> str:
+    """What a failed task's outcome says, for `ReplicaDevices.blame`; empty for one that has not failed."""
+    match outcome:
+        case (wire.OK, failed, bytes() as pickled, _) if failed:
+            return pickled.decode("latin-1")
+        case (wire.RAISED, bytes() as pickled):
+            return pickled.decode("latin-1")
+        case _:
+            return ""

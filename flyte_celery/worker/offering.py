@@ -1,0 +1,61 @@
+"""Tells the fleet what a worker's host offers, and which of its devices its replicas have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import redis
+from celery.utils.log import get_logger
+
+from ..fleet.offers import publish, withdraw
+from .pool import ReplicaPool
+
+logger = get_logger("flyte_celery.worker")
+
+
+class Offering:
+    """Publishes what `env status` of any process shows.
+
+    Args:
+        client: None where the broker is no Redis: nothing is published.
+        pool: The worker's replicas.
+        hostname: The worker's node name.
+    """
+
+    def __init__(self, client: redis.Redis | None, pool: ReplicaPool, hostname: str) -> None:
+        self._client = client
+        self._pool = pool
+        self._hostname = hostname
+
+    def publish(self) -> None:
+        """Publish, or renew. A Redis that does not answer is logged, not raised."""
+        pool = self._pool
+        keeper, devices = pool.serving.keeper, pool.devices
+        if devices is not None:
+            devices.keep(replica.lease for replica in pool.replicas)
+        if self._client is None or (keeper is not None and keeper.away):
+            return
+        try:
+            publish(self._client, self._hostname, self._offer(), pool.serving.settings.lease)
+        except redis.RedisError as exc:
+            logger.warning("%s: what this host offers cannot be published: %s", pool.serving.name, exc)
+
+    def _offer(self) -> dict[str, Any]:
+        pool = self._pool
+        return {
+            "worker": self._hostname,
+            "environment": pool.serving.name,
+            **pool.serving.host.as_dict(),
+            "held": {replica.number: replica.lease.labels for replica in pool.replicas if replica.lease is not None},
+            "broken": {} if pool.devices is None else pool.devices.broken(),
+        }
+
+    def withdraw(self) -> None:
+        """The worker stops."""
+        keeper = self._pool.serving.keeper
+        if self._client is None or (keeper is not None and keeper.away):
+            return  # it runs out by itself
+        try:
+            withdraw(self._client, self._hostname)
+        except redis.RedisError as exc:
+            logger.debug("%s: the offer of this host runs out by itself: %s", self._pool.serving.name, exc)

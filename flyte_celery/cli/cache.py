@@ -13,7 +13,7 @@ from celery.bin.base import CeleryCommand
 from ..environment import environments
 from ..fleet.cached import EnvironmentCache
 from ..names import task_name
-from ..settings import redacted
+from ..urls import redacted
 from .fleet import check_running
 from .known import known_environment
 

@@ -10,7 +10,7 @@ import redis
 from ..client.install import dispatcher_of
 from ..errors import InitializationError
 from ..fleet.connection import connect_to_broker
-from ..settings import redacted
+from ..urls import redacted
 
 
 def fleet_client(app: Any) -> redis.Redis:

@@ -23,7 +23,7 @@ from ..fleet.connection import connect_to_broker
 from ..fleet.orders import orders_of
 from ..fleet.seats import look
 from ..names import queue_name
-from ..settings import redacted
+from ..urls import redacted
 from .fleet import check_running
 from .known import all_environments, known_environment, wanted_environments
 from .unserved import Unserved, unserved_environments

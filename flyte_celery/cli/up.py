@@ -24,7 +24,8 @@ from ..gpu.host import Host, missing
 from ..names import worker_name
 from ..options import check_grace
 from ..replica.application import ApplicationReference, find
-from ..settings import Settings, redacted
+from ..settings import Settings
+from ..urls import redacted
 from ..worker.prepare import CannotServe, check_broker, host_of, refuse_conflicts
 from .down import only_one
 from .options import with_host_options

@@ -38,7 +38,7 @@ from ..fleet.cached import Found, Place, find, look_up
 from ..fleet.scripts import script
 from ..fleet.storing import UNFENCED, store
 from ..names import OVERRIDES_HEADER, is_replies_key
-from ..settings import redacted
+from ..urls import redacted
 
 if TYPE_CHECKING:
     from ..task import TaskTemplate

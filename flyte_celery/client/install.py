@@ -21,8 +21,9 @@ from .. import embedded
 from ..context import current_run
 from ..errors import InitializationError
 from ..secret_sources import SecretProvider, set_provider
-from ..settings import Settings, redacted
+from ..settings import Settings
 from ..task import Dispatcher, set_dispatcher
+from ..urls import redacted
 from . import backend as replies_backend
 from . import local
 from .dispatch import CeleryDispatcher

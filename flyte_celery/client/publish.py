@@ -24,7 +24,7 @@ from kombu.transport.redis import Channel
 from kombu.utils.functional import retry_over_time
 
 from .. import overrides
-from ..settings import redacted
+from ..urls import redacted
 from . import shortcut
 from .message import EXPRESSIBLE, Caller, Message, MessageTemplate
 from .sizes import check_size

@@ -21,7 +21,7 @@ from ..image import (
     UVProject,
     UVScript,
 )
-from ..settings import redacted
+from ..urls import redacted
 
 #: Layers of Python packages that pip alone cannot install.
 _BY_OTHER_TOOLS = (UVProject, PoetryProject, PixiProject, PixiScript)

@@ -33,9 +33,10 @@ from ..registry import check_conflicts
 from ..replica.application import find
 from ..replica.plan import Logging, ReplicaPlan
 from ..reuse import ReusePolicy
-from ..settings import Settings, redacted
+from ..settings import Settings
 from ..supervisor.confinement import Confinement
 from ..supervisor.lifecycle import Patience
+from ..urls import redacted
 from ..variables import as_environ
 from . import transport
 from .beside import ONE_CORE

@@ -15,7 +15,7 @@ from ..fleet.catalogue import Catalogue
 from ..fleet.connection import connect_to_broker
 from ..gpu.inventory import described, listed
 from ..names import PRIORITY_STEPS, queue_name
-from ..settings import redacted
+from ..urls import redacted
 from . import control
 from .away import stay_alive
 from .offering import Offering

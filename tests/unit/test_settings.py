@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from flyte_celery.settings import Settings, redacted
+from flyte_celery.settings import Settings
+from flyte_celery.urls import redacted
 
 DEFAULTS = {
     "broker_url": None,
@@ -159,7 +160,7 @@ def test_an_unknown_setting_is_named_with_the_known_ones() -> None:
         ),
         (
             {"FLYTE_CELERY_PROGRESS": "maybe"},
-            "FLYTE_CELERY_PROGRESS='maybe' is neither on nor off: set it to 1 or 0.",
+            "FLYTE_CELERY_PROGRESS='maybe' is not 1 or 0: correct or remove the variable.",
         ),
         (
             {"FLYTE_CELERY_LEASE": "-1"},

@@ -26,6 +26,13 @@ class Offering:
         self._client = client
         self._pool = pool
         self._hostname = hostname
+        #: What was published last.
+        self._said: dict[str, Any] = {}
+
+    def keep_up(self) -> None:
+        """Publish when replicas have got devices or given them back."""
+        if self._pool.devices is not None and self._offer() != self._said:
+            self.publish()
 
     def publish(self) -> None:
         """Publish, or renew. A Redis that does not answer is logged, not raised."""
@@ -36,7 +43,8 @@ class Offering:
         if self._client is None or (keeper is not None and keeper.away):
             return
         try:
-            publish(self._client, self._hostname, self._offer(), pool.serving.settings.lease)
+            self._said = self._offer()
+            publish(self._client, self._hostname, self._said, pool.serving.settings.lease)
         except redis.RedisError as exc:
             logger.warning("%s: what this host offers cannot be published: %s", pool.serving.name, exc)
 

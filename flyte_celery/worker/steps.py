@@ -121,6 +121,7 @@ class AutoscalerStep(bootsteps.StartStopStep):
 
     def _tick(self) -> None:
         """Once per interval."""
+        self._offering.keep_up()
         keeper = self._worker.pool.serving.keeper
         if isinstance(self._autoscaler, SharedAutoscaler):
             self._autoscaler.look()

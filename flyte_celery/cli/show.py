@@ -229,9 +229,11 @@ def _shown(status: dict[str, Any]) -> str:
         states[replica["state"]] = states.get(replica["state"], 0) + 1
     words = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "none"
     ready = "?" if status["ready"] is None else status["ready"]
+    bounded = status["room"] is not None and status["room"] < status["maximum"]
+    room = f", room for {status['room']} here" if bounded else ""
     lines = [
         f"{click.style(status['environment'], bold=True)}  on {status['hostname']}",
-        f"  replicas  {words} (between {status['minimum']} and {status['maximum']})",
+        f"  replicas  {words} (between {status['minimum']} and {status['maximum']}{room})",
         f"  tasks     {status['running']} running, {status['waiting']} waiting, {ready} in the queue",
     ]
     if status.get("later"):

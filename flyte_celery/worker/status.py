@@ -10,6 +10,7 @@ from ..autoscaler.decide import Reason
 from ..autoscaler.driver import Autoscaler
 from ..supervisor.lifecycle import State
 from .pool import ReplicaPool
+from .serving import MOST_ROOM
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,8 @@ class WorkerStatus:
     hostname: str
     minimum: int
     maximum: int
+    #: Replicas that this host has room for, where what they ask of it bounds that.
+    room: int | None
     concurrency: int
     replicas: tuple[ReplicaStatus, ...]
     #: Tasks that the worker has claimed and no replica has.
@@ -104,6 +107,7 @@ def status_of(pool: ReplicaPool, autoscaler: Autoscaler, hostname: str, ready: i
         hostname=hostname,
         minimum=autoscaler.limits.lowest,
         maximum=autoscaler.limits.highest,
+        room=pool.serving.room if pool.serving.room < MOST_ROOM else None,
         concurrency=autoscaler.limits.concurrency,
         replicas=replicas,
         waiting=pool.waiting,

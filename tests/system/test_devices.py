@@ -142,7 +142,7 @@ class TestLeases:
         """And one that cannot have them all has none: three are enough for one pair."""
         host.start("pair", "--devices", "L4:3", env=QUICK)
         assert host.call("pair.look")["at_import"] == "0,1"
-        assert host.status("pair")["maximum"] == 1
+        assert host.status("pair")["room"] == 1
 
     def test_shares_and_partitions(self, host: Project) -> None:
         """A time-sliced T4 serves several replicas, a MIG instance one; bounds are what the host has."""
@@ -151,7 +151,7 @@ class TestLeases:
         host.wait_for_replicas("sliced", 3)
         given = [each["devices"] for each in host.replicas("sliced")]
         assert given == [["T4 0#0"], ["T4 1#0"], ["T4 0#1"]]
-        assert host.status("sliced")["maximum"] == 4
+        assert host.status("sliced")["room"] == 4
         assert host.call("parts.look")["at_import"] == "2"
         assert host.replicas("parts")[0]["devices"] == ["A100/1g.5gb 2"]
 

@@ -129,13 +129,9 @@ class Autoscaler:
         Raises:
             ValueError: The bounds are no bounds.
         """
-        highest = self.limits.highest if max is None else int(max)
-        lowest = self.limits.lowest if min is None else int(min)
-        if max is not None and min is None and lowest > highest:
-            lowest = highest
-        self.limits = replace(self.limits, lowest=lowest, highest=highest)
+        self.limits = bounded(self.limits, max, min)
         self.consider()
-        return highest, lowest
+        return self.limits.highest, self.limits.lowest
 
     def info(self) -> dict[str, object]:
         """What `celery inspect stats` shows."""
@@ -146,3 +142,16 @@ class Autoscaler:
             "target": self.target,
             "reason": self.last.text if self.last else None,
         }
+
+
+def bounded(limits: Limits, max: int | None, min: int | None) -> Limits:
+    """Limits with new bounds; a new maximum below the minimum takes it along.
+
+    Raises:
+        ValueError: The bounds are no bounds.
+    """
+    highest = limits.highest if max is None else int(max)
+    lowest = limits.lowest if min is None else int(min)
+    if max is not None and min is None and lowest > highest:
+        lowest = highest
+    return replace(limits, lowest=lowest, highest=highest)

@@ -17,7 +17,7 @@ from ..fleet.claims import LeaseLostError
 from ..fleet.seats import Report, Seats, View
 from ..supervisor.lifecycle import StopReason
 from .decide import Decision, Limits, Memory, Observed, Reason, decide, explain, victims
-from .driver import Autoscaler, Explained, Pool
+from .driver import Autoscaler, Explained, Pool, bounded
 from .window import push
 
 #: Looks in a row in which a worker that has changed its mind says so at once.
@@ -268,10 +268,6 @@ class SharedAutoscaler(Autoscaler):
         Raises:
             ValueError: The bounds are no bounds.
         """
-        highest = self._policy.highest if max is None else int(max)
-        lowest = self._policy.lowest if min is None else int(min)
-        if max is not None and min is None and lowest > highest:
-            lowest = highest
-        self.limits = self._policy = replace(self._policy, lowest=lowest, highest=highest)
+        self.limits = self._policy = bounded(self._policy, max, min)
         self.look()
-        return highest, lowest
+        return self._policy.highest, self._policy.lowest

@@ -148,6 +148,9 @@ class SharedAutoscaler(Autoscaler):
             and own.running >= own.live * self.limits.concurrency
             and view.all_live < self.limits.highest
         )
+        if self.limits.by_run and own.waiting + own.running > own.live * self.limits.concurrency:
+            # Its numbers are whole replicas: some run has none, though others' may have free slots.
+            hurries = hurries or view.all_seats < self.limits.highest
         return bool(hurries) and now - self._looked_at >= _HURRY
 
     def look(self, target: int | None = None) -> Decision:
@@ -225,6 +228,8 @@ class SharedAutoscaler(Autoscaler):
             self._prewarmed = view.prewarm_id
             peaks = push(self._memory.peaks, now, self.limits.clamp(view.prewarm), self.limits.scaledown_ttl)
             self._memory = Memory(now, peaks)
+            if self._seen is not None:  # as if they were there, so that they are kept
+                self._seen = replace(self._seen, live=max(self._seen.live, peaks[-1][1]))
         decision = decide(self.limits, self._seen, self._memory, now, self.target)
         self._memory = decision.memory
         return replace(decision, reason=Reason.PREWARMED) if prewarms and decision.target > self.target else decision
@@ -238,6 +243,7 @@ class SharedAutoscaler(Autoscaler):
             suspended=view.all_suspended,
             starting=view.all_starting,
             draining=view.all_seats - view.all_live,
+            live=view.all_live,
         )
 
     def _note(self, decision: Decision) -> None:

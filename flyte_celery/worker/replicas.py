@@ -98,6 +98,8 @@ class Replica:
     #: When it is to be replaced.
     life: Life
     pid: int = 0
+    #: When its process began (monotonic seconds); None before.
+    began_at: float | None = None
     #: Its devices, None when it needs none.
     lease: Lease | None = None
     #: Tasks that it owns, sent or running.
@@ -496,7 +498,7 @@ class Replicas:
             match event:
                 case Forked(number, pid):
                     if (replica := self._replicas.get(number)) is not None:
-                        replica.pid = pid
+                        replica.pid, replica.began_at = pid, time.monotonic()
                         if replica.doomed:
                             kill(pid)
                 case Ended(number, status, _peak):

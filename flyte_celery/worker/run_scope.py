@@ -170,10 +170,16 @@ class RunScope:
                 lasting=self._replicas.lasts(replica),
                 idle_since=replica.child.idle_since,
                 bound_at=replica.bound_at,
-                start_took=(replica.child.ready_at or replica.child.started_at) - replica.child.started_at,
+                start_took=_start_took(replica),
             )
             for replica in self._replicas.of(group)
         ]
+
+
+def _start_took(replica: Replica) -> float:
+    # Not from when it was asked for: the first ones wait until the launcher has imported the application.
+    ready_at, began_at = replica.child.ready_at, replica.began_at
+    return 0.0 if ready_at is None or began_at is None else ready_at - began_at
 
 
 def short(run: str | None) -> str:

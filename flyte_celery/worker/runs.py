@@ -51,7 +51,7 @@ class Held:
     """When it got its run."""
 
     start_took: float = 0.0
-    """Seconds from asking for it to its readiness."""
+    """Seconds from the beginning of its process to its readiness."""
 
 
 def replicas_needed(waiting: Mapping[str, int], replicas: Sequence[Held], concurrency: int, buffer: int = 0) -> int:

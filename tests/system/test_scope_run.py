@@ -44,7 +44,9 @@ SOURCE = """
         @env.task
         async def parent(children: int, seconds: float = 0.0, gate: str = "") -> list[int]:
             if gate:
-                await hold(gate)
+                Path(f"{gate}.{os.getpid()}").touch()
+            while gate and not os.path.exists(gate):
+                await asyncio.sleep(0.01)
             return [os.getpid(), *await asyncio.gather(*[who(seconds) for _ in range(children)])]
 
         if policy.get("concurrency", 1) == 1:
@@ -67,6 +69,7 @@ SOURCE = """
     define("one", replicas=1)
     define("two", replicas=2)
     define("kept", replicas=(1, 2))
+    define("pair", replicas=1, concurrency=2)
     define("wide", replicas=(0, 2), concurrency=4)
     roots = flyte.TaskEnvironment("roots", reusable=flyte.ReusePolicy(replicas=1, concurrency=50, idle_ttl=3600))
 
@@ -190,12 +193,12 @@ def test_a_replica_that_was_to_make_way_stays_for_a_parent_that_begins_to_wait(
     project: Project, tmp_path: Path
 ) -> None:
     """The parent runs while another run is waiting for its turn, and only then calls its children."""
-    project.start("one")
+    project.start("pair")
     gate = tmp_path / "gate"
-    first = project.send("one.parent", 2, 0.0, str(gate))
-    project.wait(lambda: list(tmp_path.glob("gate.*")), description="the first child")
-    others = [project.send("one.parent", 1) for _ in range(3)]
-    project.wait(lambda: project.status("one")["waiting"] > 0, description="another run that waits")
+    first = project.send("pair.parent", 2, 0.0, str(gate))
+    project.wait(lambda: list(tmp_path.glob("gate.*")), description="the parent")
+    others = [project.send("pair.parent", 1) for _ in range(3)]
+    project.wait(lambda: project.replicas("pair", "draining"), description="a replica that makes way")
     gate.touch()
     found = [set(run.get(timeout=PATIENCE)) for run in (first, *others)]
     assert sum(map(len, found)) == len(set.union(*found))
@@ -218,7 +221,7 @@ def test_a_busy_replica_makes_way_and_explain_says_so(project: Project) -> None:
     """A run that has both replicas busy all the time lets one go for a call that comes in between."""
     project.start("two")
     project.start("roots")
-    run = project.send("roots.calls", "two", 2000, "", 20)
+    run = project.send("roots.calls", "two", 800, "", 20)
     project.wait(lambda: len(of_the_run(project, "two", run.id)) == 2, description="two replicas of the run")
     shown = project.celery("env", "status", "two").stdout
     assert f"{run.id[:8]} has 2" in shown
@@ -296,7 +299,7 @@ def test_parents_on_two_hosts_find_their_children(project: Project, two_hosts: C
 def test_the_bounds_hold_while_runs_take_turns(project: Project) -> None:
     """Processes are counted from outside: one in the place of another comes when that one is gone."""
     worker = project.start("two")
-    results = [project.send("two.who", 0.01) for _ in range(40)]
+    results = [project.send("two.who", 0.01) for _ in range(20)]
     most = 0
     while not all(result.ready() for result in results):
         launchers = [pid for pid in processes.descendants(worker.pid) if ".preload" in processes.command_line(pid)]

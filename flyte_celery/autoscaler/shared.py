@@ -154,7 +154,7 @@ class SharedAutoscaler(Autoscaler):
         )
         if self.limits.by_run and own.waiting + own.running > own.live * self.limits.concurrency:
             # Its numbers are whole replicas: some run has too few, though others' may have free slots.
-            if own.exist < self._told.exist:
+            if own.exist < self._told.exist and own.live >= self.share:
                 return True
             hurries = hurries or view.all_seats < self.limits.highest
         return bool(hurries) and now - self._looked_at >= _HURRY
@@ -182,8 +182,9 @@ class SharedAutoscaler(Autoscaler):
                 break
         if self.limits.by_run and self.view is not None:
             # Others may not have noticed yet that replicas have gone with their runs, and want as many as before.
-            missing = decision.target - _live_before(self.view)
-            self.share = min(self.share, self._told.live + max(0, missing))
+            missing = max(0, decision.target - _live_before(self.view))
+            if self.view.given > missing:
+                self.view = self._ask(decision.target, most=missing)
         self._move()
         if self.last is not None:
             short = 0 if self.view is None or not self.view.serves else decision.target - self.view.all_live
@@ -207,8 +208,11 @@ class SharedAutoscaler(Autoscaler):
             self._lease.forfeited = self._pool.report().exist > 0
         return self._lease.forfeited
 
-    def _ask(self, target: int) -> View | None:
+    def _ask(self, target: int, most: int | None = None) -> View | None:
         own = replace(self._pool.report(), target=target)
+        if most is not None:  # seats that this worker would take
+            revivable = min(own.revivable, most)
+            own = replace(own, room=min(own.room, most - revivable), revivable=revivable)
         sent_at = self._looked_at = self._clock.monotonic()
         try:
             view = self._seats.report(own, self._policy.highest, self._policy.concurrency)

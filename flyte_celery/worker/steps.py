@@ -141,6 +141,8 @@ class AutoscalerStep(bootsteps.StartStopStep):
     def _make_way(self) -> None:
         """Where replicas belong to runs and there may be no more of them, let some go for runs that have none."""
         autoscaler, pool = self._autoscaler, self._worker.pool
+        if not pool.group.by_run:
+            return
         pool.group.limits = autoscaler.limits  # an operator may have changed them
         if not isinstance(autoscaler, SharedAutoscaler):
             exist = pool.replicas.seated(pool.group)

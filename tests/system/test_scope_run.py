@@ -247,6 +247,15 @@ def test_a_killed_replica_is_replaced_and_its_tasks_run_again_in_their_run(proje
     assert not again & {int(mark.suffix[1:]) for mark in marks}
 
 
+def test_replicas_that_are_used_up_are_replaced_in_their_runs(project: Project) -> None:
+    """With parents that wait in them: a run then has another replica beside the one that takes no more."""
+    project.start("one", "--max-tasks-per-child", "3")
+    runs = [project.send("one.deep", 7) for _ in range(3)]
+    found = [set(run.get(timeout=3 * PATIENCE)) for run in runs]
+    assert sum(map(len, found)) == len(set.union(*found))
+    assert min(map(len, found)) > 1
+
+
 def test_a_waiting_run_that_is_revoked_leaves_no_trace(project: Project, tmp_path: Path) -> None:
     project.start("one")
     gate = tmp_path / "gate"

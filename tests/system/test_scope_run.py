@@ -138,8 +138,8 @@ def test_replicas_go_with_their_run(project: Project, environment: str, left: in
     project.start(environment)
     project.start("roots")
     gate = tmp_path / "gate"
-    run = project.send("roots.calls", environment, 3, str(gate))
-    project.wait(Path(f"{gate}.reached").exists, description="the calls of the run")
+    run = project.send("roots.calls", environment, 1, str(gate))  # several calls may be seen beside each other
+    project.wait(Path(f"{gate}.reached").exists, description="the call of the run")
     [replica] = of_the_run(project, environment, run.id)
     for _ in range(3):
         assert lives(replica["pid"]), "the run goes on"

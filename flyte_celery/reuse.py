@@ -29,7 +29,8 @@ class ReusePolicy:
         concurrency: Tasks that one replica runs at once, at least 1. More than 1 is for `async def` tasks alone.
         scaledown_ttl: Seconds, or a `timedelta`, of at least 30 s for which a replica has to be surplus before it is
             let go. Never goes below the minimum.
-        scope: `"global"`: all runs share the replicas. `"run"`: every run has its own.
+        scope: `"global"`: all runs share the replicas. `"run"`: every run, a root task and all that it calls, has its
+            own within the same bounds, which end with it.
 
     Raises:
         ValueError: A value has the wrong type, or is out of its range.

@@ -48,6 +48,10 @@ class Limits:
     buffer: int = 0
     """Replicas kept ready beyond those that the demand needs, until the environment rests."""
 
+    by_run: bool = False
+    """Whether a replica belongs to one run and goes with it. What was wanted before keeps replicas then, but starts
+    none in the place of those that are gone."""
+
     def __post_init__(self) -> None:
         if not 0 <= self.lowest <= self.highest:
             raise ValueError(
@@ -88,6 +92,9 @@ class Observed:
     draining: int = 0
     """Replicas that finish what they run and take no more. They are not part of any target."""
 
+    live: int = 0
+    """Replicas that take tasks, or will; looked at for those that belong to runs alone."""
+
     @property
     def demand(self) -> int:
         """Slots that are asked for."""
@@ -126,6 +133,10 @@ class Reason(enum.StrEnum):
     DRAINED = "drained"
     #: Workers with a newer definition of the environment have taken over.
     SUPERSEDED = "superseded"
+    #: Down: the others went with their runs.
+    RUN_OVER = "run-over"
+    #: One replica in place of another: that of a run that has its turn, see `worker.runs`. The target stays.
+    MADE_WAY = "made-way"
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,16 +197,20 @@ def decide(limits: Limits, seen: Observed | None, memory: Memory, now: float, ta
         return Decision(0, Reason.IDLE if target else Reason.ASLEEP, Memory(busy_at))
     found = memory.peaks or ((now, target),)
     peaks = push(found, now, limits.clamp(limits.needed(seen)), limits.scaledown_ttl)
-    goal = limits.clamp(largest(peaks))
-    return Decision(goal, _reason(limits, seen, target, goal), Memory(busy_at, peaks))
+    kept = goal = limits.clamp(largest(peaks))
+    if limits.by_run:
+        goal = limits.clamp(max(limits.needed(seen), min(kept, seen.live)))
+    return Decision(goal, _reason(limits, seen, target, goal, kept), Memory(busy_at, peaks))
 
 
-def _reason(limits: Limits, seen: Observed, target: int, goal: int) -> Reason:
+def _reason(limits: Limits, seen: Observed, target: int, goal: int, kept: int) -> Reason:
     if goal == target:
         return Reason.STEADY if target else Reason.ASLEEP
     if goal > target:
         return Reason.DEMAND if goal > limits.lowest or seen.demand else Reason.BOUNDS
-    return Reason.BOUNDS if target > limits.highest else Reason.DRAINING
+    if target > limits.highest:
+        return Reason.BOUNDS
+    return Reason.RUN_OVER if goal < kept else Reason.DRAINING
 
 
 def explain(decision: Decision, seen: Observed | None, limits: Limits) -> str:
@@ -210,7 +225,8 @@ def explain(decision: Decision, seen: Observed | None, limits: Limits) -> str:
         return f"Holds {_replicas(decision.target)}: the queue could not be read, and ignorance decides nothing."
     work = f"{seen.ready} ready, {seen.running} running and {seen.suspended} suspended tasks"
     needed = limits.needed(seen)
-    need = f"{work} need {_replicas(needed)} of {limits.concurrency}"
+    rounded = ", rounded up for each run," if limits.by_run else ""
+    need = f"{work}{rounded} need {_replicas(needed)} of {limits.concurrency}"
     if limits.buffer:
         need += f", {limits.buffer} of them as a buffer"
     if needed > limits.highest:
@@ -231,6 +247,8 @@ def explain(decision: Decision, seen: Observed | None, limits: Limits) -> str:
             why = f"Goes to {_replicas(decision.target)}: the policy asks for {limits.lowest} to {limits.highest}"
         case Reason.DRAINING:
             why = f"Goes down to {_replicas(decision.target)}: more were not wanted for {limits.scaledown_ttl:g} s"
+        case Reason.RUN_OVER:
+            why = f"Goes down to {_replicas(decision.target)}: the others went with their runs"
         case Reason.IDLE:
             why = f"Lets every replica go: no ready, running or suspended task for {limits.idle_ttl:g} s"
         case Reason.CLOSED:
@@ -283,12 +301,16 @@ class ReplicaView:
     started_at: float = 0.0
     """Monotonic seconds of when it was asked for."""
 
+    bound: bool = False
+    """Whether it belongs to a run, so that no other run's task may have it."""
+
 
 def victims(replicas: Iterable[ReplicaView], n: int) -> list[ReplicaView]:
     """Choose which replicas to drain. To drain is never to kill: a busy one finishes its tasks and takes no more.
 
-    The cheapest loss first: failed and starting ones, newest first; then idle ones, longest idle first; and only when
-    that is not enough busy ones, those with the fewest running tasks first, so that they are gone soon.
+    The cheapest loss first: failed and starting ones, newest first; then idle ones, longest idle first, those of runs
+    before those that any run may have; and only when that is not enough busy ones, those with the fewest running tasks
+    first, so that they are gone soon.
 
     Args:
         replicas: All replicas of the worker. Those that drain already are on their way out and never chosen.
@@ -309,5 +331,5 @@ def _loss(replica: ReplicaView) -> tuple[float, ...]:
         case ReplicaState.STARTING:
             return (1, -replica.started_at, -replica.number)
     if not (replica.running or replica.suspended):
-        return (2, replica.idle_since, -replica.number)
+        return (2, not replica.bound, replica.idle_since, -replica.number)
     return (3, replica.running, replica.suspended, -replica.started_at, -replica.number)

@@ -100,6 +100,14 @@ class Autoscaler:
         self._tell_obstacle(decision.target - self._pool.live, explained)
         return decision
 
+    def tell(self, reason: Reason, text: str) -> None:
+        """Write down what was done besides deciding; of several in a row for one reason the last is kept."""
+        if self.history and self.history[-1].reason is reason:
+            self.history.pop()
+        told = Explained(self._clock.time(), self.target, reason, text)
+        self.history.append(told)
+        self._decided(told)
+
     def _tell_obstacle(self, missing: int, explained: Explained) -> None:
         """Say why there are fewer replicas than decided, once for each reason."""
         obstacle = self._pool.obstacle if missing > 0 else None

@@ -111,6 +111,8 @@ class SharedAutoscaler(Autoscaler):
         self._seen: Observed | None = None
         self._looked_at = float("-inf")
         self._prewarmed: int | None = None
+        #: Replicas that this look finds ordered ahead of the work.
+        self._ahead = 0
 
     def consider(self) -> Decision:
         """See to what has changed here; ask the fleet only when more is needed than it was last asked for."""
@@ -123,6 +125,8 @@ class SharedAutoscaler(Autoscaler):
             self._memory = decision.memory
         if self._asks(own, decision.target, now):
             return self.look(decision.target)
+        if self.limits.by_run:  # what went with its run since the last look is replaced only where work waits
+            self.share = min(self.share, max(own.live, -(-seen.demand // self.limits.concurrency)))
         self._move()
         return decision
 
@@ -148,6 +152,11 @@ class SharedAutoscaler(Autoscaler):
             and own.running >= own.live * self.limits.concurrency
             and view.all_live < self.limits.highest
         )
+        if self.limits.by_run and own.waiting + own.running > own.live * self.limits.concurrency:
+            # Its numbers are whole replicas: some run has too few, though others' may have free slots.
+            if own.exist < self._told.exist and own.live >= self.share:
+                return True
+            hurries = hurries or view.all_seats < self.limits.highest
         return bool(hurries) and now - self._looked_at >= _HURRY
 
     def look(self, target: int | None = None) -> Decision:
@@ -157,6 +166,7 @@ class SharedAutoscaler(Autoscaler):
             target: What is found right so far, where that is not the last decision's.
         """
         decision = Decision(self.target if target is None else target, Reason.STEADY, self._memory)
+        self._ahead = 0
         for _ in range(_MOST_LOOKS):
             told = decision.target
             view = None if self._lease.away or self._forfeits() else self._ask(told)
@@ -170,6 +180,11 @@ class SharedAutoscaler(Autoscaler):
             self._note(decision)
             if decision.target == told or not view.serves:
                 break
+        if self.limits.by_run and self.view is not None:
+            # Others may not have noticed yet that replicas have gone with their runs, and want as many as before.
+            missing = max(0, decision.target - _live_before(self.view))
+            if self.view.given > missing:
+                self.view = self._ask(decision.target, most=missing)
         self._move()
         if self.last is not None:
             short = 0 if self.view is None or not self.view.serves else decision.target - self.view.all_live
@@ -193,8 +208,11 @@ class SharedAutoscaler(Autoscaler):
             self._lease.forfeited = self._pool.report().exist > 0
         return self._lease.forfeited
 
-    def _ask(self, target: int) -> View | None:
+    def _ask(self, target: int, most: int | None = None) -> View | None:
         own = replace(self._pool.report(), target=target)
+        if most is not None:  # seats that this worker would take
+            revivable = min(own.revivable, most)
+            own = replace(own, room=min(own.room, most - revivable), revivable=revivable)
         sent_at = self._looked_at = self._clock.monotonic()
         try:
             view = self._seats.report(own, self._policy.highest, self._policy.concurrency)
@@ -225,6 +243,8 @@ class SharedAutoscaler(Autoscaler):
             self._prewarmed = view.prewarm_id
             peaks = push(self._memory.peaks, now, self.limits.clamp(view.prewarm), self.limits.scaledown_ttl)
             self._memory = Memory(now, peaks)
+            self._ahead = peaks[-1][1]
+            self._seen = self._observed(view)
         decision = decide(self.limits, self._seen, self._memory, now, self.target)
         self._memory = decision.memory
         return replace(decision, reason=Reason.PREWARMED) if prewarms and decision.target > self.target else decision
@@ -238,6 +258,7 @@ class SharedAutoscaler(Autoscaler):
             suspended=view.all_suspended,
             starting=view.all_starting,
             draining=view.all_seats - view.all_live,
+            live=max(self._ahead, _live_before(view)),
         )
 
     def _note(self, decision: Decision) -> None:
@@ -271,3 +292,8 @@ class SharedAutoscaler(Autoscaler):
         self.limits = self._policy = bounded(self._policy, max, min)
         self.look()
         return self._policy.highest, self._policy.lowest
+
+
+def _live_before(view: View) -> int:
+    """Replicas that took tasks, or would, before the look that has found this gave and took some."""
+    return view.all_live - view.given + view.to_drain

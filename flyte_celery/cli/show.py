@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import timedelta
@@ -64,7 +65,8 @@ def _described(environment: TaskEnvironment) -> dict[str, Any]:
         "policy": "ephemeral, one process per task"
         if policy is None
         else f"{policy.min_replicas} to {policy.max_replicas}, {policy.concurrency} task(s) each, "
-        f"idle_ttl {_seconds(policy.get_idle_ttl())} s, scaledown_ttl {_seconds(policy.get_scaledown_ttl())} s",
+        f"idle_ttl {_seconds(policy.get_idle_ttl())} s, scaledown_ttl {_seconds(policy.get_scaledown_ttl())} s"
+        + (", each of one run alone" if policy.scope == "run" else ""),
         "resources": ", ".join(f"{name}={value}" for name, value in asked.items()),
         "tasks": sorted(environment.tasks),
         "cached": {name: _cache(task.cache) for name, task in environment.tasks.items() if task.cache.is_enabled()},
@@ -236,6 +238,8 @@ def _shown(status: dict[str, Any]) -> str:
         f"  replicas  {words} (between {status['minimum']} and {status['maximum']}{room})",
         f"  tasks     {status['running']} running, {status['waiting']} waiting, {ready} in the queue",
     ]
+    if runs := Counter(replica["run"][:8] for replica in status["replicas"] if replica["run"]):
+        lines.append(f"  runs      {', '.join(f'{run} has {count}' for run, count in runs.items())}")
     if status.get("later"):
         lines.append(f"  later     {_future_work(status['later'], status['next_due'])}")
     if status["decision"]:

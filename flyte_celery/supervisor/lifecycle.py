@@ -60,6 +60,10 @@ class StopReason(enum.StrEnum):
     TERMINATED = "terminated"
     #: Its worker has lost its lease, so that its tasks are run by others.
     LEASE_LOST = "lease-lost"
+    #: The run that it belonged to is over.
+    RUN_OVER = "run-over"
+    #: It belonged to a run, and another one has its turn.
+    MADE_WAY = "made-way"
     #: A device that it has is broken.
     DEVICE_BROKEN = "device-broken"
     #: Its process ended without being asked.

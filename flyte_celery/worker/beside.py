@@ -8,11 +8,11 @@ has left beside the others, in the order in which their tasks came; one may alwa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..autoscaler.decide import Limits, Observed, ReplicaView
+from ..autoscaler.decide import Limits, Observed, Reason, ReplicaView
 from ..autoscaler.driver import Autoscaler
 from ..clock import SystemClock
 from ..secret import secrets_of
@@ -21,7 +21,6 @@ from ..supervisor.lifecycle import State, StopReason
 from ..variables import as_environ
 from .bounds import Machine, confinement, share, thread_variables
 from .groups import Group, starts_of
-from .waiting import Waiting
 
 if TYPE_CHECKING:
     from ..task import TaskTemplate
@@ -54,6 +53,10 @@ class Mover(Protocol):
 
     def drain(self, numbers: Iterable[int], reason: StopReason) -> None:
         """Let these replicas finish what they run and end."""
+        ...
+
+    def make_way(self, group: Group, full: bool, tell: Callable[[Reason, str], None]) -> None:
+        """Let replicas of a group go for runs that have none."""
         ...
 
 
@@ -104,7 +107,7 @@ class Beside:
         key = f"alone: {group.name}"
         if (found := self._groups.get(key)) is None:
             limits = Limits(0, self._most(), 1, 0.0, 0.0)
-            found = self._add(key, replace(group, name=key, limits=limits, max_tasks=1, waiting=Waiting()))
+            found = self._add(key, replace(group, name=key, limits=limits, max_tasks=1))
         return found
 
     def _is_as_the_environment(self, task: AnyTask) -> bool:
@@ -178,6 +181,9 @@ class Beside:
         self._full = False
         for key, group in sorted(self._groups.items(), key=lambda item: _first(item[1])):
             self._scalers[key].consider()
+            if group.by_run:
+                full = self._replicas.seated(group) >= group.limits.highest
+                self._mover.make_way(group, full, self._scalers[key].tell)
             if not group.waiting and not self._replicas.of(group):
                 del self._groups[key], self._scalers[key]
 

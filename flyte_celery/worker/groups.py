@@ -15,6 +15,7 @@ from ..settings import Settings
 from ..supervisor.confinement import Confinement
 from ..supervisor.lifecycle import Starts
 from .bounds import Share
+from .lines import Lines
 from .waiting import Waiting
 
 
@@ -46,8 +47,14 @@ class Group:
     fresh: bool = False
     #: What its replicas are told in place of the launcher's plan, for other secrets; None: the same.
     plan: ReplicaPlan | None = None
+    #: Whether each of its replicas belongs to a run, see `runs`.
+    by_run: bool = field(init=False)
     #: Its tasks that have no replica.
-    waiting: Waiting = field(default_factory=Waiting)
+    waiting: Waiting | Lines = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.by_run = self.limits.by_run
+        self.waiting = Lines() if self.by_run else Waiting()
 
     @property
     def ephemeral(self) -> bool:

@@ -45,6 +45,8 @@ class Job:
     group: Group
     #: The task as its caller had it, overrides included; None for a task of no environment that was routed here.
     task: TaskTemplate[Any, Any] | None = None
+    #: Its run, where its group's replicas belong to runs.
+    run: str = ""
     #: Its claim in the worker's keeper, None without one.
     claim: int | None = None
     #: Whether it may share a replica with no other, see `losses`.

@@ -18,7 +18,7 @@ from celery.concurrency.base import BasePool
 from celery.exceptions import Ignore, Reject
 from celery.utils.log import get_logger
 
-from ..autoscaler.decide import Observed, ReplicaState, ReplicaView
+from ..autoscaler.decide import Observed, Reason, ReplicaState, ReplicaView
 from ..errors import RuntimeSystemError
 from ..fleet.seats import Report
 from ..fleet.storing import UNFENCED
@@ -36,6 +36,7 @@ from .outcome import report
 from .provisions import CannotProvide
 from .redelivery import MOST_RETURNS, Attempts, Redelivery, returns
 from .replicas import Replica, Replicas
+from .run_scope import RunScope, run_of
 from .serving import Serving
 from .stopping import Stopping
 from .timeouts import Timeouts
@@ -84,6 +85,7 @@ class ReplicaPool(BasePool):
         self.group = self._own_group()
         self.replicas = Replicas(self.serving, self)
         self.beside = Beside(self.serving, self.group, self.replicas, self)
+        self.run_scope = RunScope(self.replicas, self.serving.roots)
         self._limits = TimeLimits(self.replicas, self.serving.settings.cancel_patience)
         self._timeouts = Timeouts(self.replicas, self._limits, self._withdraw)
         #: Called when demand may have changed; the autoscaler sets it.
@@ -125,7 +127,7 @@ class ReplicaPool(BasePool):
             keeper.on_lease_lost = self._renew
             keeper.on_proof = self.replicas.keep_until
             self.replicas.keep_until(keeper.safe_until)  # proven before anybody listened
-            keeper.count_suspended = lambda: self.suspended + self.beside.claimed
+            keeper.count_suspended = lambda: self.set_aside
             # Celery has forgotten what it had scheduled or limited before it lost its connection; what is here stays.
             keeper.hand_back_now()
         elif self.serving.redelivers:
@@ -195,6 +197,8 @@ class ReplicaPool(BasePool):
             retries=args[2].get("retries") or 0,
             task=task,
         )
+        if group.by_run:
+            job.run = run_of(args[2], correlation_id)
         if (running := self._redelivery.claim(job, args[2])) is not None:
             self._go_on(running, job)
             return running
@@ -324,6 +328,8 @@ class ReplicaPool(BasePool):
                 job.stop_timers()
                 del self.jobs[job.number]
                 continue
+            if group.by_run:
+                self.run_scope.bind(replica, job)
             job.replica = replica.number
             replica.jobs[job.number] = job
             self.replicas.step(replica, Load(len(replica.jobs)))
@@ -367,6 +373,8 @@ class ReplicaPool(BasePool):
                 self._learn(time.monotonic() - job.accepted_at)
             self._attempts.ended(job)
             self._redelivery.ended(job, outcome)
+            if job.group.by_run:
+                self.run_scope.ended(job, outcome)
             report(job, outcome, ending=self.stopping.ending)
         self.dispatch()
 
@@ -447,12 +455,19 @@ class ReplicaPool(BasePool):
 
     def slots_changed(self) -> None:
         """A task gives its slot away while it waits for its children, or asks for one."""
+        self.run_scope.keep_parents(self.groups)
         self.dispatch()
 
     @property
     def suspended(self) -> int:
         """Tasks that wait for their children."""
         return sum(len(replica.suspended) for replica in self.replicas)
+
+    @property
+    def set_aside(self) -> int:
+        """Claims in whose place others may be claimed: parents that wait, and what cannot have a replica."""
+        blocked = sum(self.run_scope.set_aside(group) for group in self.groups if group.by_run)
+        return self.suspended + self.beside.claimed + blocked
 
     def starts_changed(self) -> None:
         """A replica became ready or failed to: the environment may be failed now."""
@@ -496,6 +511,7 @@ class ReplicaPool(BasePool):
         for replica in list(self.replicas):
             self.replicas.step(replica, Tick())
             self.retire_if_due(replica)
+        self.run_scope.let_go(self.groups)
         self._consider_beside()
         self.replicas.watch_devices()
         self.on_tick()
@@ -528,6 +544,8 @@ class ReplicaPool(BasePool):
         """The same for a group; `new` is how many may be new ones at most."""
         if self.stopping.begun:
             return 0
+        if group.by_run and new is None:  # what drains has its place until it is gone
+            new = max(0, group.limits.highest - self.replicas.seated(group))
         had = 0
         for replica in self._revivable(group)[:n]:
             self.replicas.step(replica, Revive())
@@ -544,6 +562,7 @@ class ReplicaPool(BasePool):
             replica
             for replica in self.replicas.in_state(State.DRAINING, group=group)
             if not self.replicas.used_up(replica) and replica.child.reason is not StopReason.RECYCLED
+            if not group.by_run or self.run_scope.revivable(replica)
         ]
 
     @property
@@ -598,11 +617,12 @@ class ReplicaPool(BasePool):
         """The same for a group."""
         replicas = self.replicas.of(group)
         return Observed(
-            ready=len(group.waiting),
+            ready=self.run_scope.ready(group) if group.by_run else len(group.waiting),
             running=sum(replica.running for replica in replicas),
             suspended=sum(len(replica.suspended) for replica in replicas),
             starting=self.replicas.count(State.STARTING, group=group),
             draining=self.replicas.count(State.DRAINING, group=group),
+            live=self.replicas.live(group) if group.by_run else 0,
         )
 
     def views(self) -> list[ReplicaView]:
@@ -619,6 +639,7 @@ class ReplicaPool(BasePool):
                 suspended=len(replica.suspended),
                 idle_since=replica.child.idle_since,
                 started_at=replica.child.started_at,
+                bound=replica.run is not None,
             )
             for replica in self.replicas.of(group)
             if replica.retiring is None
@@ -629,6 +650,18 @@ class ReplicaPool(BasePool):
         for number in numbers:
             if (replica := self.replicas.get(number)) is not None:
                 self.replicas.step(replica, Drain(reason))
+
+    def make_way(self, group: Group, full: bool, tell: Callable[[Reason, str], None]) -> None:
+        """Let replicas of a group go for runs that have none.
+
+        Args:
+            group: The replicas.
+            full: Whether there may be no more of them.
+            tell: Is told what was done.
+        """
+        if group.by_run and not self.stopping.begun:
+            for text in self.run_scope.make_way(group, full):
+                tell(Reason.MADE_WAY, text)
 
     # -- Recycling ---------------------------------------------------------------------------------------------------
 

@@ -47,6 +47,7 @@ from .pool import ReplicaPool
 from .promises import is_amqp, weaker_promises
 from .provisions import CannotProvide, Provisions, provide, secrets_for
 from .recycling import Recycling
+from .roots import Roots
 from .serving import MOST_ROOM, Serving
 
 #: Seconds that a worker waits at its start for a broker that does not answer before it gives up.
@@ -273,6 +274,7 @@ def _serving(
             scaledown_ttl=_seconds(options.get("scaledown_ttl"), settings.scaledown_ttl, policy.scaledown_ttl),
             idle_ttl=_seconds(options.get("idle_ttl"), settings.idle_ttl, policy.idle_ttl),
             buffer=environment.buffer,
+            by_run=policy.scope == "run",
         )
 
     policy = environment.reusable
@@ -338,6 +340,7 @@ def _serving(
         room=room,
         limits_of=limits_of,
         warnings=(*provisions.warnings, *unenforced(resources), *crowded),
+        roots=Roots(worker.app),
         find_secrets=partial(secrets_for, worker.app, environment.name),
     )
 

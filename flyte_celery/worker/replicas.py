@@ -98,6 +98,8 @@ class Replica:
     #: When it is to be replaced.
     life: Life
     pid: int = 0
+    #: When its process began (monotonic seconds); None before.
+    began_at: float | None = None
     #: Its devices, None when it needs none.
     lease: Lease | None = None
     #: Tasks that it owns, sent or running.
@@ -116,6 +118,9 @@ class Replica:
     breach: Breach | None = None
     #: Since when (monotonic seconds) it is to end as soon as another one has taken its place; None: it is not.
     retiring: float | None = None
+    #: The run that it belongs to, and since when (monotonic seconds); None: any, or none yet. See `runs`.
+    run: str | None = None
+    bound_at: float = 0.0
 
     @property
     def running(self) -> int:
@@ -168,6 +173,9 @@ class Replicas:
         """The replica with this number, while it exists."""
         return self._replicas.get(number)
 
+    def __getitem__(self, number: int) -> Replica:
+        return self._replicas[number]
+
     def of(self, group: Group) -> list[Replica]:
         """The replicas of a group, oldest first."""
         return [replica for replica in self if replica.group is group]
@@ -187,10 +195,7 @@ class Replicas:
 
         Not those that take no more and only wait for children, nor those that go when another one has come.
         """
-        return sum(
-            replica.retiring is None and not self._parked(replica)
-            for replica in self.in_state(State.STARTING, State.READY, group=group)
-        )
+        return sum(self.lasts(replica) for replica in self.in_state(State.STARTING, State.READY, group=group))
 
     def seated(self, group: Group) -> int:
         """Replicas of a group that need a seat each: all that exist, those that start or drain included.
@@ -198,7 +203,11 @@ class Replicas:
         Not those in whose place others come, whose seats these take: replicas that are being replaced, and used up
         ones that only wait for children.
         """
-        return sum(replica.retiring is None and not self._parked(replica) for replica in self.of(group))
+        return sum(self.lasts(replica) for replica in self.of(group))
+
+    def lasts(self, replica: Replica) -> bool:
+        """Whether no other one comes in its place: it is not being replaced, nor used up with parents that wait."""
+        return replica.retiring is None and not self._parked(replica)
 
     def _parked(self, replica: Replica) -> bool:
         return bool(replica.suspended) and not replica.running and self.used_up(replica)
@@ -236,6 +245,13 @@ class Replicas:
             if limit > replica.running + len(replica.resuming) and self.takes(replica):
                 return replica
         return None
+
+    def has_slot(self, replica: Replica, alone: bool = False) -> bool:
+        """Whether a replica can take a task beside those that it has; one that must be `alone` only beside none."""
+        if replica.alone or replica.resumes_alone or not self.takes(replica):
+            return False
+        taken = replica.running + len(replica.resuming)
+        return not taken if alone else taken < replica.group.limits.concurrency
 
     def takes(self, replica: Replica) -> bool:
         """Whether it takes tasks at all."""
@@ -482,7 +498,7 @@ class Replicas:
             match event:
                 case Forked(number, pid):
                     if (replica := self._replicas.get(number)) is not None:
-                        replica.pid = pid
+                        replica.pid, replica.began_at = pid, time.monotonic()
                         if replica.doomed:
                             kill(pid)
                 case Ended(number, status, _peak):

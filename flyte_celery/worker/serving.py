@@ -18,6 +18,7 @@ from ..supervisor.confinement import Confinement
 from ..supervisor.lifecycle import Patience
 from .keeper import Keeper
 from .recycling import Recycling
+from .roots import Roots
 
 #: Replicas for which a host has room that asks nothing of it: more than any policy allows.
 MOST_ROOM = 10_000
@@ -65,6 +66,8 @@ class Serving:
     )
     #: Finds secrets that a call asks for in place of the environment's; raises `provisions.CannotProvide`.
     find_secrets: Callable[[SecretRequest | None], Secrets] = lambda _: Secrets()
+    #: Tells whether runs are over, for replicas that belong to runs.
+    roots: Roots | None = None
     #: What the worker's log says at its start, beside what is served.
     warnings: tuple[str, ...] = ()
 

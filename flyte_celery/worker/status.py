@@ -32,6 +32,8 @@ class ReplicaStatus:
     memory: int
     #: What it was made for, where that is not the environment: an override.
     beside: str | None
+    #: The run that it belongs to, None for none.
+    run: str | None
     #: Its devices, in words.
     devices: tuple[str, ...]
 
@@ -95,6 +97,7 @@ def status_of(pool: ReplicaPool, autoscaler: Autoscaler, hostname: str, ready: i
             else None,
             memory=replica.usage.memory,
             beside=None if replica.group is pool.group else replica.group.name,
+            run=replica.run,
             devices=() if replica.lease is None else tuple(replica.lease.labels),
         )
         for replica in pool.replicas

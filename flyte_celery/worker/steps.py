@@ -35,6 +35,10 @@ CELERYS_ATTEMPTS = 100
 PUBLISH_INTERVAL = 24 * 3600.0
 
 
+#: Seconds that a task waits in a worker whose replicas all belong to other runs before another worker may have it.
+STRAY_PATIENCE = 1.0
+
+
 class AutoscalerStep(bootsteps.StartStopStep):
     """Runs the autoscaler in workers that serve an environment, and stays out of all others."""
 
@@ -117,6 +121,7 @@ class AutoscalerStep(bootsteps.StartStopStep):
     def _consider(self) -> None:
         self._considering = False
         self._autoscaler.consider()
+        self._make_way()
         self._adjust_prefetch()
 
     def _tick(self) -> None:
@@ -125,11 +130,34 @@ class AutoscalerStep(bootsteps.StartStopStep):
         keeper = self._worker.pool.serving.keeper
         if isinstance(self._autoscaler, SharedAutoscaler):
             self._autoscaler.look()
+            self._make_way()
+            self._send_on(self._autoscaler)
             self._adjust_prefetch()
         else:
             if keeper is not None:
                 keeper.most_claims = 0 if keeper.is_held_back() else None
             self._soon()
+
+    def _make_way(self) -> None:
+        """Where replicas belong to runs and there may be no more of them, let some go for runs that have none."""
+        autoscaler, pool = self._autoscaler, self._worker.pool
+        if not pool.group.by_run:
+            return
+        pool.group.limits = autoscaler.limits  # an operator may have changed them
+        if not isinstance(autoscaler, SharedAutoscaler):
+            exist = pool.replicas.seated(pool.group)
+        elif autoscaler.view is not None and autoscaler.view.serves:
+            exist = autoscaler.view.all_seats
+        else:
+            return
+        pool.make_way(pool.group, exist >= autoscaler.limits.highest, autoscaler.tell)
+
+    def _send_on(self, autoscaler: SharedAutoscaler) -> None:
+        """Where replicas belong to runs and none here can be had for a task, let other workers have it."""
+        view, pool = autoscaler.view, self._worker.pool
+        if view is not None and view.workers > 1:
+            for job in pool.run_scope.strays(pool.group, STRAY_PATIENCE):
+                pool.hand_back(job)
 
     def _heard(self) -> None:
         """Claim what the seats of this worker can run."""
@@ -165,7 +193,7 @@ class AutoscalerStep(bootsteps.StartStopStep):
         limits = self._autoscaler.limits
         pool: ReplicaPool = self._worker.pool
         # With claims the transport itself lets others in for those that wait for their children.
-        suspended = pool.suspended + pool.beside.claimed if pool.serving.keeper is None else 0
+        suspended = pool.set_aside if pool.serving.keeper is None else 0
         # While this host has no place for more replicas, what others could run is left to them; but for one replica's
         # work, whose demand makes the autoscaler ask again.
         most = min(limits.highest, pool.serving.room)

@@ -256,3 +256,58 @@ def test_a_drained_worker_says_why(worker: Worker, server: redis.Redis) -> None:
     assert worker.pool.live == 0
     assert worker.autoscaler.last is not None
     assert "an operator has drained" in worker.autoscaler.last.text
+
+
+BY_RUN = replace(POLICY, by_run=True)
+
+
+def test_what_went_with_its_run_is_not_replaced_though_it_was_wanted_lately(server: redis.Redis) -> None:
+    """Neither by its own worker nor by another one, and whoever looks first."""
+    one, two = (Worker(server, name, BY_RUN) for name in "ab")
+    one.tick(), two.tick()
+    one.pool.running, two.pool.running = 4, 2
+    for _ in range(3):
+        one.tick(), two.tick()
+    assert (one.pool.live, two.pool.live) == (2, 1)
+    one.pool.running = two.pool.running = 0
+    one.tick(), two.tick()
+    assert (one.pool.live, two.pool.live) == (2, 1), "kept for scaledown_ttl"
+    one.pool.replicas.pop()
+    one.autoscaler.consider()
+    for _ in range(3):
+        two.tick(), one.tick()
+    assert (one.pool.live, two.pool.live) == (1, 1)
+    assert one.autoscaler.target == two.autoscaler.target == 2
+
+
+def test_one_that_makes_way_is_replaced_at_once_for_the_run_that_waits(server: redis.Redis) -> None:
+    worker = Worker(server, "a", replace(BY_RUN, highest=1))
+    worker.pool.waiting = 2
+    worker.autoscaler.consider()
+    worker.tick()
+    worker.pool.replicas.clear()
+    before = worker.seats.asked
+    worker.autoscaler.consider()
+    assert worker.pool.live == 1
+    assert worker.seats.asked == before
+
+
+def test_the_minimum_comes_back_after_a_run(server: redis.Redis) -> None:
+    worker = Worker(server, "a", replace(BY_RUN, lowest=1))
+    worker.tick()
+    worker.pool.replicas.clear()
+    worker.autoscaler.consider()
+    worker.tick()
+    assert worker.pool.live == 1
+
+
+def test_an_operator_prewarms_replicas_for_runs_to_come(server: redis.Redis) -> None:
+    worker = Worker(server, "a", BY_RUN)
+    worker.tick()
+    orders.prewarm(server, ENVIRONMENT, 3)
+    for _ in range(3):
+        worker.tick()
+        assert worker.pool.live == 3
+    worker.tick(30)
+    worker.tick(1)
+    assert worker.pool.live == 0

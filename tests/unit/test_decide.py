@@ -159,6 +159,26 @@ def test_a_restarted_autoscaler_adopts_the_replicas_that_it_finds() -> None:
     tell(POLICY, [(1, 0, 3, "steady"), (30, 0, 3, "steady"), (31, 0, 1, "draining")], target=3)
 
 
+def test_what_has_gone_with_its_run_is_not_replaced_beyond_what_is_needed() -> None:
+    def seen(ready: int, running: int, live: int) -> Observed:
+        return Observed(ready=ready, running=running, live=live)
+
+    tell(
+        replace(POLICY, by_run=True),
+        [
+            (1, seen(6, 0, 1), 3, "demand"),
+            (2, seen(0, 6, 3), 3, "steady"),
+            (3, seen(0, 0, 3), 3, "steady"),  # idle, of runs that go on: kept for scaledown_ttl as ever
+            (4, seen(0, 0, 1), 1, "run-over"),  # two went with their runs
+            (5, seen(2, 0, 0), 1, "steady"),  # the last one is gone, too, and a run waits
+            (6, seen(0, 2, 1), 1, "steady"),
+            (7, seen(0, 0, 0), 1, "steady"),  # the policy keeps one
+            (306, seen(0, 0, 1), 0, "idle"),
+        ],
+        target=1,
+    )
+
+
 def test_a_policy_of_no_replicas_stays_at_zero() -> None:
     tell(
         replace(POLICY, lowest=0, highest=0),
@@ -282,6 +302,11 @@ def test_victims_are_chosen_by_what_is_lost_least() -> None:
 def test_a_replica_with_a_suspended_task_is_busy() -> None:
     fleet = [view(1, READY, suspended=1), view(2, READY, idle_since=99), view(3, STARTING)]
     assert [replica.number for replica in victims(fleet, 2)] == [3, 2]
+
+
+def test_of_idle_replicas_those_of_runs_go_before_those_that_any_run_may_have() -> None:
+    fleet = [view(1, READY, idle_since=1), view(2, READY, idle_since=2, bound=True), view(3, READY, idle_since=3)]
+    assert [replica.number for replica in victims(fleet, 2)] == [2, 1]
 
 
 @pytest.mark.parametrize("n", [-1, 0])

@@ -42,6 +42,12 @@ def resources_of(need: str) -> Resources | None:
         return None
 
 
+def in_words_of(need: str) -> str:
+    """A need for people: the end of a sentence that begins with "it needs"."""
+    resources = resources_of(need)
+    return (in_words(resources) if resources is not None else "") or need
+
+
 def offering(need: str, environment: str, offers: Iterable[dict[str, Any]]) -> list[str]:
     """The workers of an environment whose hosts have what is needed, by name, busy or not.
 
@@ -89,7 +95,6 @@ def unmet(need: str, tasks: int, environment: str, offers: Iterable[dict[str, An
         offers: What live workers' hosts offer.
         obstacle: What is in the way on the host that is asked, where that has what is needed.
     """
-    resources = resources_of(need)
     workers = offering(need, environment, offers)
     if obstacle:
         reason = obstacle
@@ -97,7 +102,7 @@ def unmet(need: str, tasks: int, environment: str, offers: Iterable[dict[str, An
         reason = f"{', '.join(workers)} could give that, and will when there is a place"
     else:
         reason = f"no worker of {environment!r} offers that"
-    return Unmet((in_words(resources) if resources is not None else "") or need, tasks, reason)
+    return Unmet(in_words_of(need), tasks, reason)
 
 
 class Needs:

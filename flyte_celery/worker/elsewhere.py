@@ -20,7 +20,7 @@ from celery.utils.log import get_logger
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 
 from ..errors import RuntimeSystemError
-from ..fleet.needs import Unmet, offering, resources_of, unmet
+from ..fleet.needs import Unmet, in_words_of, offering, resources_of, unmet
 from ..gpu.host import lacking
 from ..names import TIMES_HEADER
 from ..resources import Resources
@@ -192,7 +192,7 @@ class Elsewhere:
                 logger.warning(
                     "%s: tasks need %s, no worker of %r offers that: they wait until one joins.",
                     name,
-                    unmet(need, 1, name, offers).needs,
+                    in_words_of(need),
                     name,
                 )
 

@@ -66,8 +66,7 @@ def _elsewhere(app: Any, name: str) -> tuple[Unmet, ...]:
         return ()
     try:
         counts = Needs(client, queue_name(name)).counts()
-        there = offers(client) if counts else []
-        return tuple(unmet(need, count, name, there) for need, count in counts.items())
+        return tuple(unmet(counts, name, offers(client) if counts else []))
     except redis.RedisError:
         return ()
     finally:

@@ -5,15 +5,16 @@ environment has. That worker passes the message on (`Claims.pass_on`), and one w
 place for it, claims it (`Claims.take`). Each step is one script, so at no instant is a message in a process's memory
 alone. Nothing here holds a claim or a slot.
 
-A need is what of `Resources` a host must have, as canonical JSON: tasks with equal needs wait together, those with the
-higher priority first, then those that were passed on first. A task that is revoked, expires or has waited too long is
+A need is what of `Resources` a host must have, and what the call asks of its replica besides, as canonical JSON: tasks
+with equal needs may share a replica, and wait together, those with the higher priority first, then those that were
+passed on first. A task that is revoked, expires or has waited too long is
 over: any worker claims it then, and its caller is told.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,16 +29,22 @@ from ..resources import Resources
 _FIELDS = ("cpu", "memory", "gpu")
 
 
-def need_of(resources: Resources) -> str:
-    """The need of a call with these resources."""
+def need_of(resources: Resources, options: str = "{}") -> str:
+    """The need of a call.
+
+    Args:
+        resources: What its replica is to have.
+        options: What its override asks of the replica, see `overrides.replica_options`.
+    """
     sent = resources_sent(resources)
-    return json.dumps({field: sent[field] for field in _FIELDS if sent[field] is not None}, sort_keys=True)
+    need = {field: sent[field] for field in _FIELDS if sent[field] is not None}
+    return json.dumps({**need, "override": json.loads(options)}, sort_keys=True)
 
 
 def resources_of(need: str) -> Resources | None:
     """The resources that a need asks for; None for one that this version cannot read."""
     try:
-        return resources_received(json.loads(need))
+        return resources_received({field: json.loads(need).get(field) for field in _FIELDS})
     except Exception:
         return None
 
@@ -85,24 +92,31 @@ class Unmet:
         return f"{self.tasks} task{'s need' if self.tasks > 1 else ' needs'} {self.needs}: {self.reason}"
 
 
-def unmet(need: str, tasks: int, environment: str, offers: Iterable[dict[str, Any]], obstacle: str = "") -> Unmet:
-    """Say of tasks with one need why they wait.
+def unmet(
+    counts: Mapping[str, int],
+    environment: str,
+    offers: Iterable[dict[str, Any]],
+    obstacle: Callable[[str], str] = lambda _: "",
+) -> list[Unmet]:
+    """Say of tasks that were passed on why they wait; those that need the same of a host are counted together.
 
     Args:
-        need: The need.
-        tasks: How many there are.
+        counts: How many there are with each need.
         environment: The environment's name.
         offers: What live workers' hosts offer.
-        obstacle: What is in the way on the host that is asked, where that has what is needed.
+        obstacle: Says of a need what is in the way on the host that is asked; empty where that has not what is needed,
+            or has a place.
     """
-    workers = offering(need, environment, offers)
-    if obstacle:
-        reason = obstacle
-    elif workers:
-        reason = f"{', '.join(workers)} could give that, and will when there is a place"
-    else:
-        reason = f"no worker of {environment!r} offers that"
-    return Unmet(in_words_of(need), tasks, reason)
+    there = list(offers)
+    found: dict[str, Unmet] = {}
+    for need, count in counts.items():
+        words = in_words_of(need)
+        before = found[words].tasks if words in found else 0
+        if not (reason := obstacle(need)):
+            workers = ", ".join(offering(need, environment, there))
+            reason = f"{workers} could give that, and will when there is a place" if workers else ""
+        found[words] = Unmet(words, before + count, reason or f"no worker of {environment!r} offers that")
+    return list(found.values())
 
 
 class Needs:
@@ -128,7 +142,8 @@ class Needs:
         pipe: Any = self._client.pipeline(transaction=False)
         for need in needs:
             pipe.zcard(names.need_key(self._queue, need))
-        return dict(zip(needs, pipe.execute(), strict=True)) if needs else {}
+        counts = dict(zip(needs, pipe.execute(), strict=True)) if needs else {}
+        return {need: count for need, count in counts.items() if count}
 
     def entries(self) -> list[tuple[str, str]]:
         """Each task's id with its need; of several messages of one task all but the first have an id with more behind.

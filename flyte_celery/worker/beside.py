@@ -123,7 +123,7 @@ class Beside:
             return self._main
         if (group := self._groups.get(options)) is None:
             if task.resources is not None and (lacks := lacking(task.resources, self._serving.host)):
-                raise CannotGive(need_of(task.resources), lacks)
+                raise CannotGive(need_of(task.resources, options), lacks)
             group = self._add(options, self._made(task, options))
         return group
 
@@ -169,7 +169,7 @@ class Beside:
             plan=replace(self._serving.plan, secrets=secrets),
             fresh=fresh or devices is not None,  # the driver of an accelerator does not survive a fork
             devices=devices,
-            need=None if task.resources is None else need_of(task.resources),
+            need=None if task.resources is None else need_of(task.resources, options),
         )
 
     def devices_for(self, resources: Resources | None) -> ReplicaDevices | None:
@@ -260,8 +260,16 @@ class Beside:
         slots -= sum(replica.running for replica in replicas if replica.child.state is not State.DRAINING)
         places = self._machine.holds(share(resources, ONE_CORE)) - len(replicas)
         if (devices := self.devices_for(resources)) is not None:
-            places = min(places, devices.free())
+            rivals = [group for group in self if group.need != need and _shares(group, devices)]
+            places = min(places, devices.free() - sum(map(self._coming, rivals)))
         return slots + max(0, places)
+
+    def _coming(self, group: Group) -> int:
+        """How many replicas of a group are still to be started for the tasks that wait here."""
+        live = self._replicas.live(group)
+        running = sum(replica.running for replica in self._replicas.of(group))
+        wanted = math.ceil((len(group.waiting) + running) / group.limits.concurrency)
+        return max(0, min(wanted, group.limits.highest) - live)
 
     def in_vain(self) -> list[Group]:
         """Groups with tasks for which there is no device here, nor a replica that will be free."""
@@ -317,6 +325,11 @@ class _GroupPool:
     def obstacle(self) -> str | None:
         devices = self._group.devices
         return None if devices is None else devices.obstacle
+
+
+def _shares(group: Group, devices: ReplicaDevices) -> bool:
+    """Whether a group's replicas may be given the same devices."""
+    return group.devices is not None and not group.devices.ids.isdisjoint(devices.ids)
 
 
 def _first(group: Group) -> float:

@@ -57,6 +57,7 @@ class Elsewhere:
         self._unoffered: set[str] = set()
         self._asks_at = 0.0
         self._taking = False
+        self._turn = 0
 
     @property
     def _keeper(self) -> Keeper | None:
@@ -84,16 +85,21 @@ class Elsewhere:
         """
         if self._keeper is None or job.claim is None:
             return False
-        need = job.need
-        if need is None and job.group.devices is not None and job.group.need is not None:
-            job.over_at = _end_of(request)
-            resources = resources_of(job.group.need)
-            if resources is not None and self._beside.room_for(job.group.need, resources) <= 0:
-                need = job.group.need
+        if job.need is None and job.group.devices is None:
+            return False
+        job.over_at = _end_of(request)
+        need = job.need if job.need is not None else self._without_place(job)
         if need is not None:
-            job.over_at = _end_of(request)
             self._pass(job, need)
         return need is not None
+
+    def _without_place(self, job: Job) -> str | None:
+        """What a task needs for which there is no place here now; None where there is one."""
+        need = job.group.need
+        resources = None if need is None else resources_of(need)
+        if need is None or resources is None or self._beside.room_for(need, resources) > 0:
+            return None
+        return need
 
     def _pass(self, job: Job, need: str) -> None:
         if not self._passing:
@@ -138,7 +144,8 @@ class Elsewhere:
         Args:
             needs: What tasks need that were passed on.
         """
-        self._known = needs
+        self._pass_on()  # a connection that is lost takes what the event loop was asked for with it
+        self._known = list(needs)
         self._own.intersection_update(needs)
         self._unoffered.intersection_update(needs)
         if self._keeper is None or self._keeper.rests:
@@ -161,7 +168,9 @@ class Elsewhere:
         self._taking = False
         if (keeper := self._keeper) is None or keeper.rests:
             return
-        for need in list(self._known):
+        self._turn += 1  # needs for the same devices take turns
+        first = self._turn % max(1, len(self._known))
+        for need in self._known[first:] + self._known[:first]:
             resources = self._servable(need)
             room = 0 if resources is None else self._beside.room_for(need, resources)
             if room > 0 and not keeper.take(need, room) and need in self._known:
@@ -203,7 +212,7 @@ class Elsewhere:
         offers = None if keeper is None or not counts else keeper.offers()
         if not counts or offers is None:
             return []
-        return [unmet(need, count, self._serving.name, offers, self._obstacle(need)) for need, count in counts.items()]
+        return unmet(counts, self._serving.name, offers, self._obstacle)
 
     def _obstacle(self, need: str) -> str:
         """Why this host, which has what is needed, has no place for it now; empty where it has not, or has one."""

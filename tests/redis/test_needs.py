@@ -148,9 +148,8 @@ def test_dropped_ones_are_gone(claims: Claims, needs: Needs, server: redis.Redis
     assert tasks(claims.take(L4, 10)) == ["b"]
     pass_on(claims, claim(claims, "c"))
     assert needs.drop(["c"]) == 1
-    assert needs.counts() == {L4: 0}
-    claims.claim_overdue()
     assert needs.counts() == {}
+    claims.claim_overdue()
     assert {key.decode() for key in server.scan_iter(f"{names.PREFIX}*")} == {
         names.workers_key(),
         names.claims_key(QUEUE, "w1"),
@@ -188,6 +187,7 @@ def test_needs_are_canonical_and_read_back() -> None:
     mig = Resources(cpu=(1, 2), gpu=GPU("A100", 1, "1g.5gb"))
     assert resources_of(need_of(mig)) == mig
     assert in_words_of(need_of(mig)) == "1 x A100/1g.5gb and 1 cores"
+    assert need_of(Resources(gpu="L4:1"), '{"reusable": "off"}') != L4
     assert resources_of("{") is resources_of('{"gpu": "X9:1"}') is None
     assert in_words_of('{"gpu": "X9:1"}') == '{"gpu": "X9:1"}'
 
@@ -195,12 +195,14 @@ def test_needs_are_canonical_and_read_back() -> None:
 def test_why_tasks_wait_is_said_by_what_hosts_offer() -> None:
     """Of the same environment; what is no offer is none."""
     device = {"id": "0", "class": "GPU", "name": "L4", "product": "L4", "partition": None, "shares": 1}
-    l4 = {"worker": "train@b", "environment": "train", "labels": {}, "devices": [device]}
+    l4 = {"worker": "train@b", "environment": "train", "labels": {"memory": "1Gi"}, "devices": [device]}
     plain = {**l4, "worker": "train@a", "devices": []}
     other = {**l4, "worker": "other@b", "environment": "other"}
     assert offering(L4, "train", [l4, plain, other, {"worker": "x", "environment": "train"}]) == ["train@b"]
-    assert str(unmet(L4, 1, "train", [plain])) == "1 task needs 1 x L4: no worker of 'train' offers that"
-    assert str(unmet(L4, 2, "train", [l4])) == (
-        "2 tasks need 1 x L4: train@b could give that, and will when there is a place"
-    )
-    assert unmet(L4, 2, "train", [l4], "L4 0 is held by somebody").reason == "L4 0 is held by somebody"
+    (nobody,) = unmet({L4: 1}, "train", [plain])
+    assert str(nobody) == "1 task needs 1 x L4: no worker of 'train' offers that"
+    off = need_of(Resources(gpu="L4:1"), '{"reusable": "off"}')
+    both, huge = unmet({L4: 2, off: 1, HUGE: 1}, "train", [l4])
+    assert str(both) == "3 tasks need 1 x L4: train@b could give that, and will when there is a place"
+    assert huge.reason == "no worker of 'train' offers that"
+    assert unmet({L4: 2}, "train", [l4], lambda _: "L4 0 is held")[0].reason == "L4 0 is held"

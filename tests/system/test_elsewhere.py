@@ -184,6 +184,34 @@ class TestPlaces:
         hosts.celery("env", "elsewhere", "drop", "vision", "--all")
         assert hosts.status_at("two", "vision")["elsewhere"] == []
 
+    def test_needs_for_the_same_device_take_turns(self, hosts: Hosts, notes: Path) -> None:
+        """None of them waits for the last call of the other."""
+        hosts.host("one", "--devices", "L4:1")
+        begin(hosts, hosts.needing("train.hold", str(mark := hosts.folder / "first")), mark)
+        sent = [hosts.needing("train.note", str(notes), n) for n in range(3)]
+        sent += [hosts.needing("train.note", str(notes), n, resources={**L4, "memory": "1Gi"}) for n in range(3, 6)]
+        hosts.wait(lambda: len(hosts.status_at("one")["elsewhere"]) == 2, description="two needs")
+        mark.unlink()
+        for each in sent:
+            each.get(timeout=PATIENCE)
+        noted = sorted(notes.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        order = [int(path.name.partition("-")[0]) // 3 for path in noted]
+        assert order not in ([0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0])
+        assert times_run(notes) == dict.fromkeys(range(6), 1)
+
+    def test_a_paused_environment_takes_none(self, hosts: Hosts) -> None:
+        """Neither from its queue nor of what was passed on."""
+        hosts.host("plain", "--devices", "none")
+        waiting = hosts.needing("train.look")
+        hosts.wait_for_unmet("plain", 1)
+        hosts.celery("env", "pause", "train")
+        hosts.host("one", "--devices", "L4:1")
+        found = hosts.wait_for_unmet("one", 1)
+        assert found["reason"] == "train@one could give that, and will when there is a place"
+        assert not hosts.status_at("one")["replicas"]
+        hosts.celery("env", "resume", "train")
+        assert waiting.get(timeout=PATIENCE)["host"] == "one"
+
     def test_an_override_may_take_the_device_away(self, hosts: Hosts) -> None:
         """It has no lease, and sees none of the devices that others have."""
         hosts.host("one", "--devices", "L4:1", environment="vision")
@@ -314,8 +342,8 @@ class TestDeath:
         sent = [hosts.needing("train.note", str(notes), n) for n in range(10)]
         first.terminate()
         hosts.wait_for_unmet("plain", 10)
-        hosts.host("second", "--devices", "L4:1")
-        assert {each.get(timeout=3 * PATIENCE)["host"] for each in sent} == {"second"}
         mark.unlink()
         assert held.get(timeout=PATIENCE)["host"] == "first"
+        hosts.host("second", "--devices", "L4:1")
+        assert {each.get(timeout=3 * PATIENCE)["host"] for each in sent} == {"second"}
         assert times_run(notes) == dict.fromkeys(range(10), 1)

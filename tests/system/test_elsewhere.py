@@ -298,21 +298,21 @@ class TestDeath:
     """Nothing is lost, and nothing that was not begun runs twice, whoever dies."""
 
     def test_of_the_worker_that_has_passed_on(self, hosts: Hosts, notes: Path) -> None:
-        plain = hosts.host("plain", "--devices", "none")
-        sent = [hosts.needing("train.note", str(notes), n) for n in range(10)]
+        plain = hosts.host("plain")
+        sent = [hosts.needing("train.note", str(notes), n, resources=HUGE) for n in range(10)]
         hosts.wait_for_unmet("plain", 10)
         plain.kill()
-        hosts.host("l4", "--devices", "L4:2")
+        hosts.host("l4", "--labels", "host=l4,memory=8Ti")
         assert {each.get(timeout=3 * PATIENCE)["host"] for each in sent} == {"l4"}
         assert times_run(notes) == dict.fromkeys(range(10), 1)
 
     def test_of_the_worker_that_passes_on_while_it_does(self, hosts: Hosts, notes: Path) -> None:
         """It is killed at some moment between the claim of the first and the last."""
-        plain = hosts.host("plain", "--devices", "none")
-        sent = [hosts.needing("train.note", str(notes), n) for n in range(20)]
+        plain = hosts.host("plain")
+        sent = [hosts.needing("train.note", str(notes), n, resources=HUGE) for n in range(20)]
         hosts.wait(lambda: "received" in plain.log(), description="the first claim")
         plain.kill()
-        hosts.host("l4", "--devices", "L4:4")
+        hosts.host("l4", "--labels", "host=l4,memory=8Ti")
         assert {each.get(timeout=4 * PATIENCE)["host"] for each in sent} == {"l4"}
         assert times_run(notes) == dict.fromkeys(range(20), 1)
 
@@ -323,7 +323,7 @@ class TestDeath:
         held = begin(hosts, hosts.needing("train.hold", str(mark := hosts.folder / "held")), mark)
         sent = [hosts.needing("train.note", str(notes), n) for n in range(10)]
         hosts.wait_for_unmet("first", 10)
-        (replica,) = hosts.status_at("first")["replicas"]
+        (replica,) = [each for each in hosts.status_at("first")["replicas"] if each["beside"]]
         first.kill()
         hosts.wait(lambda: not processes.alive(replica["pid"]), description="the end of its replica")
         mark.unlink()
@@ -336,14 +336,14 @@ class TestDeath:
 
     def test_of_none_of_them_but_in_order(self, hosts: Hosts, notes: Path) -> None:
         """A worker that stops hands back what it has not begun; another one that has the device runs it."""
-        hosts.host("plain", "--devices", "none")
-        first = hosts.host("first", "--devices", "L4:1")
-        held = begin(hosts, hosts.needing("train.hold", str(mark := hosts.folder / "held")), mark)
-        sent = [hosts.needing("train.note", str(notes), n) for n in range(10)]
+        hosts.host("plain")
+        first = hosts.host("first", "--labels", "host=first,memory=8Ti")
+        held = begin(hosts, hosts.needing("train.hold", str(mark := hosts.folder / "held"), resources=HUGE), mark)
+        sent = [hosts.needing("train.note", str(notes), n, resources=HUGE) for n in range(10)]
         first.terminate()
         hosts.wait_for_unmet("plain", 10)
         mark.unlink()
         assert held.get(timeout=PATIENCE)["host"] == "first"
-        hosts.host("second", "--devices", "L4:1")
+        hosts.host("second", "--labels", "host=second,memory=8Ti")
         assert {each.get(timeout=3 * PATIENCE)["host"] for each in sent} == {"second"}
         assert times_run(notes) == dict.fromkeys(range(10), 1)

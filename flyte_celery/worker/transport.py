@@ -62,8 +62,12 @@ class ClaimQoS(kombu_redis.QoS):
     channel: Claiming
 
     def can_consume(self) -> bool:
-        """Whether a message would fit; remote control, which has a channel of its own, is always heard."""
-        return not self.channel.active_queues or self.room > 0
+        """Whether to listen to Redis: when a message would fit, and for a reply to what was asked when one would have.
+
+        What that reply has claimed would be nobody's otherwise, when the room has gone meanwhile. Remote control, which
+        has a channel of its own, is always heard.
+        """
+        return not self.channel.active_queues or self.channel.awaits_reply or self.room > 0
 
     @property
     def room(self) -> int:
@@ -129,6 +133,11 @@ class Claiming(kombu_redis.Channel):
         if queue == self.keeper.claims.queue:
             self.keeper.deliver = self._deliver_claims
         return tag
+
+    @property
+    def awaits_reply(self) -> bool:
+        """Whether Redis was asked for messages and has not answered, or was not heard yet."""
+        return bool(self._in_poll)
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         if not self.active_queues or monotonic() < self._refused_until:

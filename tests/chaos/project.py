@@ -14,7 +14,7 @@ from tests.chaos.recorder import record
 app = flyte.init()
 
 # The bounds are those of all workers together: enough for each of them to have some under load.
-snc = flyte.TaskEnvironment("snc", reusable=flyte.ReusePolicy(replicas=(4, 12), idle_ttl=3600))
+snc = flyte.TaskEnvironment("snc", reusable=flyte.ReusePolicy(replicas=(4, 24), idle_ttl=3600))
 aio = flyte.TaskEnvironment("aio", reusable=flyte.ReusePolicy(replicas=(2, 16), concurrency=10, idle_ttl=3600))
 zero = flyte.TaskEnvironment("zero", reusable=flyte.ReusePolicy(replicas=(0, 2), concurrency=100, idle_ttl=3600))
 spare = flyte.TaskEnvironment("spare", reusable=flyte.ReusePolicy(replicas=(0, 1), idle_ttl=3600))

@@ -98,6 +98,21 @@ def test_the_page_names_every_public_name() -> None:
     assert not missing
 
 
+#: What the page says of the kinds in `setting_kinds`.
+UNITS = {
+    "BrokerUrl": "URL",
+    "Url": "URL",
+    "Text": "text",
+    "Directory": "path",
+    "Switch": "1 or 0",
+    "Count": "count",
+    "Bytes": "bytes",
+    "Cores": "cores",
+    "Seconds": "seconds",
+    "SecondsOrZero": "seconds",
+}
+
+
 def test_the_settings_page_has_every_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     """With its variables, which really set it, its default and its unit."""
     shown = rows((REFERENCE / "settings.md").read_text())
@@ -117,13 +132,11 @@ def test_the_settings_page_has_every_setting(monkeypatch: pytest.MonkeyPatch) ->
         for variable in re.findall(r"`([A-Z_]+)`", variables):
             value = samples.get(field.name, "7")
             read = getattr(Settings.from_environ({variable: value}), field.name)
-            assert read == (Path(value) if unit == "path" else int(value) if unit == "count" else read)
+            assert read == (Path(value) if unit == "path" else int(value) if unit in ("count", "bytes") else read)
             assert read != getattr(Settings.from_environ({}), field.name), variable
         if field.default is not dataclasses.MISSING:
             assert default == str(field.default), field.name
-        kind = "text" if field.name in ("devices", "labels") else str(field.type).removesuffix(" | None")
-        units = {"text": "text", "str": "URL", "Path": "path", "int": "count", "bool": "1 or 0"}
-        assert unit == units.get(kind, "seconds"), field.name
+        assert unit == UNITS[str(field.type).removesuffix(" | None")], field.name
         assert meaning
 
 

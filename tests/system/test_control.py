@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def test_explain_tells_why_the_number_of_replicas_changed(project: Project) -> N
     project.wait_for_replicas("steered", 1)
     explained = project.celery("env", "explain", "steered")
     assert explained.returncode == 0, explained.stderr
-    first, *_, last = [line for line in explained.stdout.splitlines() if line.startswith("  ")]
+    first, *_, last = re.findall(r"^  \d{4}-.*", explained.stdout, re.MULTILINE)
     assert "Goes to 1 replica: the policy asks for 1 to 3." in first
     assert "Goes down to 1 replica: more were not wanted for 0.5 s." in last
 

@@ -92,7 +92,7 @@ def test_a_worker_that_is_told_to_stop_at_once_hands_back_what_it_runs(fleet: Fl
 
 def test_what_a_worker_hands_back_does_not_go_on_in_its_replicas(fleet: Fleet, start: Start) -> None:
     victim = start("snc")
-    tasks = occupy(fleet, victim, "snc.sleep", 0.8)
+    tasks = occupy(fleet, victim, "snc.sleep", 1.5)
     victim.worker.terminate()
     victim.worker.wait_for_log("waiting up to")
     victim.worker.terminate()

@@ -22,18 +22,44 @@ class Scene:
     load: Load
     chance: random.Random
 
-    def victim(self, environment: str) -> Member:
-        """One of the environment's workers."""
-        return self.chance.choice([member for member in self.fleet.serving(environment) if not member.leaving])
-
     def victims(self) -> list[Member]:
-        """One worker of each environment of the load, when each of them has something to lose."""
-        found = [self.victim(environment) for environment in self.fleet.wanted]
-        for member in found:
-            # A few more tasks, should the queue be empty just now.
-            self.keep_busy(member.environment)
-            self.fleet.wait(lambda member=member: self.fleet.running(member), 30, f"a running task in {member.name}")  # type: ignore[misc]
-        return found
+        """One worker of each environment of the load, each of which has something to lose."""
+        return [self._victim(environment) for environment in self.fleet.wanted]
+
+    def _victim(self, environment: str) -> Member:
+        def busy() -> list[Member]:
+            self._refill(environment)
+            return [member for member in self._staying(environment) if self.fleet.running(member)]
+
+        return self.chance.choice(self.fleet.wait(busy, 30 + self.fleet.patience, f"a running task in a worker of {environment}"))
+
+    def busy_replica(self, environment: str) -> tuple[Member, int]:
+        """A replica of the environment that runs tasks just now, and its worker."""
+
+        def busy() -> list[tuple[Member, int]]:
+            self._refill(environment)
+            pairs = [(member, pid) for member in self._staying(environment) for pid in member.replicas()]
+            return [(member, pid) for member, pid in pairs if self.fleet.running(member, pid)]
+
+        return self.chance.choice(self.fleet.wait(busy, 30 + self.fleet.patience, f"a busy replica of {environment}"))
+
+    def occupy(self, member: Member, since: float = 0.0) -> None:
+        """Submit tasks until a worker begins some of them after a moment: others with ready replicas come first."""
+
+        def busy() -> bool:
+            self._refill(member.environment)
+            running = self.fleet.running(member)
+            marks = self.fleet.marks()
+            return any(mark.task in running and mark.worker == member.name and mark.at > since for mark in marks)
+
+        self.fleet.wait(busy, 30 + self.fleet.patience, f"a running task in {member.name}")
+
+    def _staying(self, environment: str) -> list[Member]:
+        return [member for member in self.fleet.serving(environment) if not member.leaving]
+
+    def _refill(self, environment: str) -> None:
+        if not self.fleet.project.depth(environment):
+            self.keep_busy(environment)
 
     def keep_busy(self, environment: str) -> None:
         """Submit tasks that take a while, one for each slot of the environment."""

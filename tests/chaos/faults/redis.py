@@ -53,8 +53,7 @@ def black_hole(scene: Scene) -> list[Impact]:
     fleet = scene.fleet
     members = [fleet.start(environment, proxied=True) for environment in fleet.wanted]
     for member in members:
-        scene.keep_busy(member.environment)
-        fleet.wait(lambda member=member: fleet.running(member), 30, f"a running task in {member.name}")  # type: ignore[misc]
+        scene.occupy(member)
     at = time.monotonic()
     for member in members:
         assert member.proxy is not None
@@ -65,15 +64,7 @@ def black_hole(scene: Scene) -> list[Impact]:
         assert member.proxy is not None
         member.proxy.heal()
     for member in members:
-        healed = time.monotonic()
-        scene.keep_busy(member.environment)
-        fleet.wait(
-            lambda member=member, healed=healed: any(  # type: ignore[misc]
-                mark.worker == member.name and mark.event == "start" and mark.at > healed for mark in fleet.marks()
-            ),
-            30,
-            f"{member.name} to take tasks again",
-        )
+        scene.occupy(member, since=time.monotonic())
         fleet.retire(member)
     return [Impact(at, hit)]
 

@@ -6,15 +6,14 @@ import signal
 import time
 
 from tests.chaos.faults.fault import Fault, Scene
-from tests.chaos.fleet import Member
 from tests.chaos.verdict import Impact
 
 
 def end_one(scene: Scene, how: int) -> list[Impact]:
     """End a busy replica of each environment with a signal; what it had begun runs again in another one."""
     impacts = []
-    for member in scene.victims():
-        pid = busy_replica(scene, member)
+    for environment in scene.fleet.wanted:
+        member, pid = scene.busy_replica(environment)
         at = scene.fleet.kill_process(member, pid, how)
         impacts.append(Impact(at, scene.fleet.running(member, pid)))
     return impacts
@@ -23,8 +22,7 @@ def end_one(scene: Scene, how: int) -> list[Impact]:
 def stop_one(scene: Scene) -> list[Impact]:
     """Stop a busy replica of each environment for longer than the lease: its tasks wait for it, and run once."""
     fleet = scene.fleet
-    members = scene.victims()
-    pids = [busy_replica(scene, member) for member in members]
+    pids = [scene.busy_replica(environment)[1] for environment in fleet.wanted]
     at = time.monotonic()
     with fleet.stopped(pids[0]), fleet.stopped(pids[1]):
         time.sleep(fleet.lease * 1.3)
@@ -49,15 +47,6 @@ def block_loop(scene: Scene) -> list[Impact]:
     task = scene.load.submit("aio.block", scene.fleet.lease * 1.3)
     scene.fleet.wait(lambda: task in scene.fleet.running(), 30, "a blocked loop")
     return [Impact(at)]
-
-
-def busy_replica(scene: Scene, member: Member) -> int:
-    """A replica of a worker that runs tasks just now."""
-
-    def busy() -> list[int]:
-        return [pid for pid in member.replicas() if scene.fleet.running(member, pid)]
-
-    return scene.chance.choice(scene.fleet.wait(busy, 30, f"a busy replica of {member.name}"))
 
 
 REPLICAS = (

@@ -177,6 +177,26 @@ def later_queues_key() -> str:
     return f"{PREFIX}later-queues"
 
 
+def needs_key(queue: str) -> str:
+    """What the tasks of a queue need that were passed on: a set of needs, see `fleet.needs`."""
+    return f"{PREFIX}needs:{queue}"
+
+
+def need_key(queue: str, need: str) -> str:
+    """The tasks with one need: a sorted set of entry and its place, by priority and by when it was passed on first."""
+    return f"{PREFIX}need:{queue}:{need}"
+
+
+def passed_on_key(queue: str) -> str:
+    """The messages of tasks that were passed on: a hash of entry to its need, a line feed and the message."""
+    return f"{PREFIX}passed-on:{queue}"
+
+
+def passed_on_ends_key(queue: str) -> str:
+    """When tasks that were passed on are over: a sorted set of entry and milliseconds since the epoch."""
+    return f"{PREFIX}passed-on-ends:{queue}"
+
+
 def cached_key(member: str) -> str:
     """A result in the cache, in Celery's own form; `member` is `task:hash`."""
     return f"{PREFIX}cached:{member}"

@@ -236,6 +236,11 @@ def _dump_resources(task: TaskTemplate[Any, Any]) -> dict[str, Any]:
     if not isinstance(resources, Resources):
         raise ValueError(f"resources={resources!r} of {task.name} is not possible: use flyte.Resources(...).")
     resources.check_amounts()
+    return resources_sent(resources)
+
+
+def resources_sent(resources: Resources) -> dict[str, Any]:
+    """Resources as they travel: JSON-native, read by `resources_received`."""
     gpu = resources.gpu
     return {
         "cpu": resources.cpu,
@@ -246,7 +251,12 @@ def _dump_resources(task: TaskTemplate[Any, Any]) -> dict[str, Any]:
     }
 
 
-def _load_resources(sent: Any) -> Resources:
+def resources_received(sent: Any) -> Resources:
+    """The resources that `resources_sent` has made this of.
+
+    Raises:
+        Exception: It is something else; of whatever class.
+    """
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in sent.items()}
     if isinstance(gpu := sent.get("gpu"), list):
         values["gpu"] = Device(*gpu)
@@ -305,7 +315,7 @@ _OPTIONS: dict[str, _Option] = {
     "cache": _Option(_dump_cache, _load_cache),
     "max_inline_io_bytes": _plain("max_inline_io_bytes", int),
     "reusable": _Option(_dump_reusable, _load_reusable, of_replica=True),
-    "resources": _Option(_dump_resources, _load_resources, of_replica=True),
+    "resources": _Option(_dump_resources, resources_received, of_replica=True),
     "env_vars": _Option(_dump_env_vars, dict, of_replica=True),
     "secrets": _Option(_dump_secrets, _load_secrets, of_replica=True),
     "max_attempts": _plain("max_attempts", int),

@@ -7,6 +7,7 @@ import click
 from .cache import cache
 from .dead import dead
 from .down import down_command
+from .elsewhere import elsewhere
 from .later import later
 from .orders import drain_command, pause_command, prewarm_command, resume_command, scale_command
 from .reap import reap_command
@@ -37,6 +38,7 @@ for command in (
     reap_command,
     dead,
     later,
+    elsewhere,
     cache,
 ):
     env.add_command(command)

@@ -21,6 +21,7 @@ from ..cache import Cache
 from ..environment import TaskEnvironment
 from ..fleet.catalogue import priority_steps
 from ..fleet.connection import connect_to_broker
+from ..fleet.needs import Unmet
 from ..fleet.orders import orders_of
 from ..fleet.seats import look
 from ..names import queue_name
@@ -242,8 +243,11 @@ def _shown(status: dict[str, Any]) -> str:
         lines.append(f"  runs      {', '.join(f'{run} has {count}' for run, count in runs.items())}")
     if status.get("later"):
         lines.append(f"  later     {_future_work(status['later'], status['next_due'])}")
+    lines += [f"  needs     {Unmet(**each)}" for each in status["elsewhere"]]
     if status["decision"]:
         lines.append(f"  decision  {status['decision']}")
+    if status["obstacle"] and status["obstacle"] not in (status["decision"] or ""):
+        lines.append(f"  waits     {status['obstacle']}")
     if status["dead"]:
         letters = "letter" if status["dead"] == 1 else "letters"
         lines.append(f"  given up  {status['dead']} dead {letters}: see `env dead list {status['environment']}`")
@@ -260,6 +264,7 @@ def _shown_unserved(unserved: Unserved) -> str:
         lines.append(f"  tasks     {unserved.ready} in the queue")
     if unserved.later:
         lines.append(f"  later     {_future_work(unserved.later, unserved.next_due)}")
+    lines += [f"  needs     {each}" for each in unserved.elsewhere]
     if unserved.reason is not None:
         lines.append(f"  waits     {unserved.reason}")
     return "\n".join(lines)

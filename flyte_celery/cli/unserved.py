@@ -11,6 +11,7 @@ import redis
 from ..environment import TaskEnvironment, environments
 from ..fleet.connection import connect_to_broker
 from ..fleet.later import Later
+from ..fleet.needs import Needs, Unmet, unmet
 from ..fleet.offers import offers
 from ..gpu.host import Host, missing, missing_everywhere
 from ..names import queue_name
@@ -28,6 +29,8 @@ class Unserved:
     #: Tasks whose time has not come, and when that of the first one does, in seconds since the epoch.
     later: int = 0
     next_due: float | None = None
+    #: Tasks that workers have passed on because their hosts have not what they need.
+    elsewhere: tuple[Unmet, ...] = ()
     #: Always None: what a worker's status has here is its name.
     hostname: None = None
 
@@ -38,7 +41,10 @@ def unserved_environments(app: Any, names: list[str]) -> list[Unserved]:
         return []
     hosts = _hosts(app)
     known = environments()
-    return [Unserved(name, _ready(app, name), _reason(known[name], hosts), *_later(app, name)) for name in names]
+    return [
+        Unserved(name, _ready(app, name), _reason(known[name], hosts), *_later(app, name), _elsewhere(app, name))
+        for name in names
+    ]
 
 
 def _later(app: Any, name: str) -> tuple[int, float | None]:
@@ -50,6 +56,19 @@ def _later(app: Any, name: str) -> tuple[int, float | None]:
         return later.count(), later.next_due()
     except redis.RedisError:
         return 0, None
+    finally:
+        client.close()
+
+
+def _elsewhere(app: Any, name: str) -> tuple[Unmet, ...]:
+    client = connect_to_broker(app)
+    if client is None:
+        return ()
+    try:
+        counts = Needs(client, queue_name(name)).counts()
+        return tuple(unmet(counts, name, offers(client) if counts else []))
+    except redis.RedisError:
+        return ()
     finally:
         client.close()
 

@@ -18,7 +18,7 @@ from redis.exceptions import NoScriptError
 
 from .. import names
 from .handing_back import hand_back
-from .messages import lost_once_more, priority_of, task_id_of
+from .messages import lost_once_more, passed_on, priority_of, task_id_of
 from .scripts import script
 
 #: Most messages that have waited too long to claim at once.
@@ -45,6 +45,8 @@ class Claim:
     started: bool = False
     #: Whether the pool has it, or had it until it ended.
     taken: bool = False
+    #: Whether it was claimed for a place that is here, however few of the queue's tasks this worker may have.
+    placed: bool = False
 
 
 @dataclass(slots=True)
@@ -66,6 +68,8 @@ class Claims:
     lease: float
     #: What is claimed, by id, in the order of claiming.
     held: dict[int, Claim] = field(default_factory=dict)
+    #: What tasks need that were passed on, as the last look for overdue messages has found, see `needs`.
+    needs: list[str] = field(default_factory=list)
     _next: int = 1
     #: First id of the claim command whose reply is awaited.
     _asked: int | None = None
@@ -128,7 +132,7 @@ class Claims:
         return taken
 
     def claim_overdue(self) -> list[Claim]:
-        """Claim messages that have waited in the queue for longer than they may.
+        """Claim messages that have waited in the queue for longer than they may, and see what was passed on (`needs`).
 
         Raises:
             LeaseLostError: The worker may not claim any more.
@@ -136,15 +140,73 @@ class Claims:
         """
         first = self._next
         self._next += MOST_OVERDUE
-        keys = [names.workers_key(), self._claims, *self.lists]
-        reply = script("overdue").run(
-            self.client, keys, [self._member, first, MOST_OVERDUE, LOOKED_AT, LOOKED_AT_BYTES]
-        )
+        keys = [names.workers_key(), self._claims, names.needs_key(self.queue), *self.lists]
+        args = [self._member, first, MOST_OVERDUE, LOOKED_AT, LOOKED_AT_BYTES, names.need_key(self.queue, "")]
+        reply = script("overdue").run(self.client, keys, args)
         if reply == -1:
             raise LeaseLostError(f"The lease of {self.worker} on {self.queue!r} is over.")
-        taken = [Claim(number, message) for number, message in enumerate(reply, first)]
+        messages, needs = reply
+        self.needs = sorted(need.decode() for need in needs)
+        taken = [Claim(number, message) for number, message in enumerate(messages, first)]
         self.held.update((claim.id, claim) for claim in taken)
         return taken
+
+    def take(self, need: str, most: int) -> list[Claim]:
+        """Claim messages that were passed on: the first ones with one need.
+
+        Args:
+            need: The need; empty for messages of any need that are over.
+            most: How many.
+
+        Raises:
+            LeaseLostError: The worker may not claim any more.
+            redis.RedisError: Redis does not answer, or refuses; what it claimed all the same `reclaim` finds.
+        """
+        first = self._next
+        self._next += most
+        keys = [
+            names.workers_key(),
+            self._claims,
+            names.passed_on_key(self.queue),
+            names.passed_on_ends_key(self.queue),
+        ]
+        args = [self._member, first, most, names.need_key(self.queue, ""), need]
+        reply = script("take").run(self.client, keys, args)
+        if reply == -1:
+            raise LeaseLostError(f"The lease of {self.worker} on {self.queue!r} is over.")
+        taken = [Claim(number, message, placed=bool(need)) for number, message in enumerate(reply, first)]
+        self.held.update((claim.id, claim) for claim in taken)
+        return taken
+
+    def pass_on(self, tasks: Iterable[tuple[int, str, float | None]]) -> None:
+        """Pass claims on to workers that have what their tasks need.
+
+        Args:
+            tasks: Each claim's id with its need, and when it is over, in seconds since the epoch, None for never.
+
+        Raises:
+            LeaseLostError: The worker may not do so any more.
+            redis.RedisError: It is unknown what was passed on. None of it is this worker's any more: what still is
+                claimed goes back to the queue with the next `reclaim`.
+        """
+        args: list[Any] = [self._member, names.need_key(self.queue, "")]
+        for number, need, end in tasks:
+            if (claim := self.held.pop(number, None)) is None:
+                continue
+            message, at = passed_on(claim.message)
+            place = names.priority_index(priority_of(message), self.steps) * 1e13 + at
+            entry = task_id_of(message) or f"{self._member} {number}"
+            args += [number, need, entry, place, "" if end is None else math.ceil(end * 1000), message]
+        keys = [
+            names.workers_key(),
+            self._claims,
+            self._started,
+            names.needs_key(self.queue),
+            names.passed_on_key(self.queue),
+            names.passed_on_ends_key(self.queue),
+        ]
+        if len(args) > 2 and script("pass_on").run(self.client, keys, args) == -1:
+            raise LeaseLostError(f"The lease of {self.worker} on {self.queue!r} is over.")
 
     def reclaim(self, everything: bool = False) -> int:
         """Hand back claims that this worker never heard of: the replies that told of them were lost.

@@ -1,18 +1,20 @@
-"""What a message in a queue tells about its own past: how often its start was lost, and to what.
+"""What a message in a queue tells about its own past: how often its start was lost, and since when it waits elsewhere.
 
 kombu's Redis transport keeps a message as JSON, with `properties` that are the transport's own and that no retry or
-child task inherits. The count is kept there: it moves with the message, from one atomic step to the next, so it
+child task inherits. That is kept there: it moves with the message, from one atomic step to the next, so it
 survives every worker and needs no bookkeeping beside the queue.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
 _ATTEMPTS = "flyte_celery_attempts"
 _CAUSE = "flyte_celery_lost_to"
+_PASSED_ON = "flyte_celery_passed_on"
 
 
 def attempts_of(properties: dict[str, Any]) -> tuple[int, str]:
@@ -42,6 +44,16 @@ def forgiven(message: bytes) -> bytes:
         payload["properties"].pop(_CAUSE, None)
 
     return _changed(message, forget)
+
+
+def passed_on(message: bytes) -> tuple[bytes, float]:
+    """The message as one that was passed on, and when it was first, in milliseconds since the epoch."""
+    found = [time.time() * 1000]
+
+    def note(payload: dict[str, Any]) -> None:
+        found[0] = float(payload["properties"].setdefault(_PASSED_ON, found[0]))
+
+    return _changed(message, note), found[0]
 
 
 def without_eta(message: bytes) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any
 from .. import quantity
 from ..devices import Device
 from ..environment import TaskEnvironment
+from ..resources import Resources
 from . import machine
 from .declare import declared
 from .discover import discover
@@ -122,7 +123,17 @@ class Need:
 
 def missing(environment: TaskEnvironment, host: Host) -> list[Need]:
     """What a host lacks to run even one replica of an environment; nothing when it can."""
-    return [*_devices(environment, host), *_cores_and_memory(environment, host), *_labels(environment, host)]
+    return [*lacking(environment.resources, host), *_labels(environment, host)]
+
+
+def lacking(resources: Resources | None, host: Host) -> list[Need]:
+    """What a host lacks of what one replica is to have, however idle it is; nothing when it has all."""
+    return [] if resources is None else [*_devices(resources, host), *_cores_and_memory(resources, host)]
+
+
+def in_words(resources: Resources) -> str:
+    """What one replica is to have of a host, for a sentence that begins with "it needs"."""
+    return " and ".join(need.what for need in lacking(resources, _NOWHERE))
 
 
 def missing_everywhere(environment: TaskEnvironment, hosts: Iterable[Host]) -> str | None:
@@ -142,17 +153,14 @@ def missing_everywhere(environment: TaskEnvironment, hosts: Iterable[Host]) -> s
 _NOWHERE = Host({"host": "nowhere", "cores": "0", "memory": "0"}, ())
 
 
-def _devices(environment: TaskEnvironment, host: Host) -> list[Need]:
-    device = device_of(environment)
+def _devices(resources: Resources, host: Host) -> list[Need]:
+    device = resources.get_device()
     if device is None or most_replicas(device, host.accelerators):
         return []
     return [Need(described(device), listed(host.accelerators))]
 
 
-def _cores_and_memory(environment: TaskEnvironment, host: Host) -> list[Need]:
-    resources = environment.resources
-    if resources is None:
-        return []
+def _cores_and_memory(resources: Resources, host: Host) -> list[Need]:
     needs: list[Need] = []
     cores, memory = host.labels.get("cores"), host.labels.get("memory")
     # Text that is no quantity is refused where it is used.

@@ -2,7 +2,8 @@
 
 `reusable="off"` gives a call an ephemeral replica, `reusable=ReusePolicy(...)` a pool with that policy's bounds in this
 worker, which calls with the same policy share. How many ephemeral replicas exist at once is bounded by what the machine
-has left beside the others, in the order in which their tasks came; one may always run.
+has left beside the others, in the order in which their tasks came; one may always run. A group whose override asks for
+devices leases them as the environment's own replicas do; what this host has not is not served here.
 """
 
 from __future__ import annotations
@@ -12,14 +13,23 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from celery.utils.log import get_logger
+
 from ..autoscaler.decide import Limits, Observed, Reason, ReplicaView
-from ..autoscaler.driver import Autoscaler
+from ..autoscaler.driver import Autoscaler, Explained
 from ..clock import SystemClock
+from ..devices import Device
+from ..fleet.needs import need_of
+from ..gpu.host import Need, device_of, lacking
+from ..gpu.leases import Leases, default_directory
+from ..gpu.visibility import variables
+from ..resources import Resources
 from ..secret import secrets_of
 from ..secret_sources import Secrets
 from ..supervisor.lifecycle import State, StopReason
 from ..variables import as_environ
 from .bounds import Machine, confinement, share, thread_variables
+from .devices import ReplicaDevices
 from .groups import Group, starts_of
 
 if TYPE_CHECKING:
@@ -29,11 +39,26 @@ if TYPE_CHECKING:
 
     AnyTask = TaskTemplate[Any, Any]
 
+logger = get_logger("flyte_celery.worker")
+
 #: Tasks beside the environment's own replicas in whose place a worker claims others, at most.
 MOST_CLAIMED_BESIDE = 1000
 
 #: Cores that an ephemeral replica takes when its resources do not say.
 ONE_CORE = 1.0
+
+
+class CannotGive(Exception):
+    """This host has not what a call needs, however idle it is; the text says what, and what it has instead.
+
+    Args:
+        need: What is needed, see `fleet.needs`.
+        lacks: What of it is not here.
+    """
+
+    def __init__(self, need: str, lacks: list[Need]) -> None:
+        super().__init__(", and ".join(map(str, lacks)))
+        self.need = need
 
 
 class Mover(Protocol):
@@ -78,6 +103,8 @@ class Beside:
         self._groups: dict[str, Group] = {}
         self._scalers: dict[str, Autoscaler] = {}
         self._machine = Machine.here(serving.settings)
+        #: What gives replicas devices, for each request that there was.
+        self._devices: dict[Device, ReplicaDevices] = {}
         #: Whether somebody waits for room in this round.
         self._full = False
 
@@ -93,10 +120,13 @@ class Beside:
 
         Raises:
             CannotProvide: A secret that the override asks for cannot be had.
+            CannotGive: This host has not what the override's resources ask for.
         """
         if task is None or options is None or self._is_as_the_environment(task):
             return self._main
         if (group := self._groups.get(options)) is None:
+            if task.resources is not None and (lacks := lacking(task.resources, self._serving.host)):
+                raise CannotGive(need_of(task.resources, options), lacks)
             group = self._add(options, self._made(task, options))
         return group
 
@@ -123,6 +153,10 @@ class Beside:
         policy = task.reusable
         secrets = self._secrets(task)
         environ = self._environ(task, secrets)
+        fresh = bool(environ) or secrets != self._serving.plan.secrets
+        devices = self.devices_for(task.resources)
+        if devices is None and (own := device_of(self._serving.environment)) is not None:
+            environ |= variables(own.device_class, ())  # what the environment's replicas have is none of its
         if policy is None:
             limits = Limits(0, self._most(), 1, scaledown_ttl=0.0, idle_ttl=0.0)
         else:
@@ -136,8 +170,20 @@ class Beside:
             share=share(task.resources, ONE_CORE if policy is None else 0.0),
             environ=environ,
             plan=replace(self._serving.plan, secrets=secrets),
-            fresh=bool(environ) or secrets != self._serving.plan.secrets or _on_device(task),
+            fresh=fresh or devices is not None,  # the driver of an accelerator does not survive a fork
+            devices=devices,
+            need=None if task.resources is None else need_of(task.resources, options),
         )
+
+    def devices_for(self, resources: Resources | None) -> ReplicaDevices | None:
+        """What gives replicas of these resources their devices on this host; None when they need none."""
+        if resources is None or (wanted := resources.get_device()) is None:
+            return None
+        if (devices := self._devices.get(wanted)) is None:
+            directory = self._serving.settings.device_locks or default_directory()
+            leases = Leases(directory, wanted, self._serving.host.accelerators)
+            devices = self._devices[wanted] = ReplicaDevices(leases, self._serving.plan.hostname)
+        return devices
 
     def _secrets(self, task: AnyTask) -> Secrets:
         """The secrets of a call."""
@@ -161,9 +207,17 @@ class Beside:
     def _add(self, key: str, group: Group) -> Group:
         self._groups[key] = group
         self._scalers[key] = Autoscaler(
-            _GroupPool(group, self), group.limits, lambda: self._mover.observed_in(group), SystemClock()
+            _GroupPool(group, self),
+            group.limits,
+            lambda: self._mover.observed_in(group),
+            SystemClock(),
+            lambda explained: self._decided(group, explained),
         )
         return group
+
+    def _decided(self, group: Group, explained: Explained) -> None:
+        if explained.reason is Reason.BLOCKED:
+            logger.info("%s: calls with the override %s: %s", self._serving.name, group.name, explained.text)
 
     # -- Scaling -----------------------------------------------------------------------------------------------------
 
@@ -204,6 +258,42 @@ class Beside:
             return ephemeral < most
         return not ephemeral or self._machine.fits(group.share, [replica.group.share for replica in others])
 
+    def room_for(self, need: str, resources: Resources) -> int:
+        """How many more tasks with a need this worker can begin now, besides those that wait here already."""
+        groups = [group for group in self if group.need == need]
+        slots = sum(self._replicas.live(group) * group.limits.concurrency - len(group.waiting) for group in groups)
+        replicas = [replica for group in groups for replica in self._replicas.of(group)]
+        slots -= sum(replica.running for replica in replicas if replica.child.state is not State.DRAINING)
+        places = self._machine.holds(share(resources, ONE_CORE)) - len(replicas)
+        if (devices := self.devices_for(resources)) is not None:
+            rivals = [group for group in self if group.need != need and _shares(group, devices)]
+            places = min(places, devices.free() - sum(map(self._coming, rivals)))
+        return slots + max(0, places)
+
+    def _coming(self, group: Group) -> int:
+        """How many replicas of a group are still to be started for the tasks that wait here."""
+        live = self._replicas.live(group)
+        running = sum(replica.running for replica in self._replicas.of(group))
+        wanted = math.ceil((len(group.waiting) + running) / group.limits.concurrency)
+        return max(0, min(wanted, group.limits.highest) - live)
+
+    def in_vain(self) -> list[Group]:
+        """Groups with tasks for which there is no device here, nor a replica that will be free."""
+        return [
+            group
+            for group in self
+            if group.waiting
+            and group.devices is not None
+            and not self._replicas.live(group)
+            and not group.devices.free()
+        ]
+
+    @property
+    def obstacles(self) -> list[str]:
+        """Why there is no place for replicas that tasks here wait for."""
+        found = [group.devices.obstacle for group in self if group.waiting and group.devices is not None]
+        return list(dict.fromkeys(each for each in found if each is not None))
+
     def views(self, group: Group) -> list[ReplicaView]:
         """The replicas of a group."""
         return self._mover.views_of(group)
@@ -238,15 +328,16 @@ class _GroupPool:
         return self._beside.live(self._group)
 
     @property
-    def obstacle(self) -> None:
-        return None
+    def obstacle(self) -> str | None:
+        devices = self._group.devices
+        return None if devices is None else devices.obstacle
+
+
+def _shares(group: Group, devices: ReplicaDevices) -> bool:
+    """Whether a group's replicas may be given the same devices."""
+    return group.devices is not None and not group.devices.ids.isdisjoint(devices.ids)
 
 
 def _first(group: Group) -> float:
     """When the first task came that waits in a group."""
     return min((job.arrived_at for job in group.waiting), default=math.inf)
-
-
-def _on_device(task: AnyTask) -> bool:
-    """Whether a call needs an accelerator, whose driver does not survive a fork."""
-    return task.resources is not None and task.resources.get_device() is not None

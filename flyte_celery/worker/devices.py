@@ -31,6 +31,11 @@ class ReplicaDevices:
         #: Why the last replica that was asked for got no devices; None when it got them.
         self.obstacle: str | None = None
 
+    @property
+    def ids(self) -> frozenset[str]:
+        """The devices that may be given, whoever has them now."""
+        return frozenset(f"{each.device_class} {each.id}" for each in self._leases.accelerators)
+
     def take(self, replica: int) -> Lease | None:
         """Devices for a replica. None when too few are free; `obstacle` says who has them."""
         try:

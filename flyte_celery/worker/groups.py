@@ -6,7 +6,7 @@ it, which calls with the same override share, and which goes when nobody needs i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ..autoscaler.decide import Limits
@@ -15,6 +15,7 @@ from ..settings import Settings
 from ..supervisor.confinement import Confinement
 from ..supervisor.lifecycle import Starts
 from .bounds import Share
+from .devices import ReplicaDevices
 from .lines import Lines
 from .waiting import Waiting
 
@@ -47,6 +48,10 @@ class Group:
     fresh: bool = False
     #: What its replicas are told in place of the launcher's plan, for other secrets; None: the same.
     plan: ReplicaPlan | None = None
+    #: What gives its replicas their devices, None when they need none.
+    devices: ReplicaDevices | None = None
+    #: What it needs that not every host has, see `fleet.needs`; None when any host will do.
+    need: str | None = None
     #: Whether each of its replicas belongs to a run, see `runs`.
     by_run: bool = field(init=False)
     #: Its tasks that have no replica.
@@ -60,3 +65,13 @@ class Group:
     def ephemeral(self) -> bool:
         """Whether each of its replicas runs one task."""
         return self.max_tasks == 1
+
+
+def devices_of(groups: Iterable[Group]) -> list[ReplicaDevices]:
+    """What gives replicas of these groups their devices, each once."""
+    return list({id(group.devices): group.devices for group in groups if group.devices is not None}.values())
+
+
+def broken_devices(groups: Iterable[Group]) -> dict[str, str]:
+    """The devices that no replica of these groups is given, with the reason, for people."""
+    return {device: why for devices in devices_of(groups) for device, why in devices.broken().items()}

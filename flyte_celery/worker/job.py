@@ -49,6 +49,10 @@ class Job:
     run: str = ""
     #: Its claim in the worker's keeper, None without one.
     claim: int | None = None
+    #: What it needs that this host has not, see `fleet.needs`; None when it may run here.
+    need: str | None = None
+    #: When it is over if it has not begun, in seconds since the epoch; known of tasks that may be passed on.
+    over_at: float | None = None
     #: Whether it may share a replica with no other, see `losses`.
     alone: bool = False
     #: Number of the replica that owns it, None while it waits in the pool.

@@ -11,10 +11,12 @@ from typing import Any
 import redis
 from celery.utils.log import get_logger
 
-from ..fleet.claims import Claim, Claims, LeaseLostError
+from ..fleet.claims import MOST_OVERDUE, Claim, Claims, LeaseLostError
 from ..fleet.connection import does_not_run
 from ..fleet.dead import DeadLetters, dead_letter
 from ..fleet.later import Later, move_all_due
+from ..fleet.needs import Needs
+from ..fleet.offers import offers
 from ..fleet.orders import is_held_back
 from ..fleet.reaper import reap
 from ..fleet.seats import Place, Seats
@@ -57,6 +59,10 @@ class Keeper:
         self.forfeited = False
         #: Most claims that may be held; None for as many as the pool's capacity. The autoscaler sets it.
         self.most_claims: int | None = None
+        #: Whether an operator, or a newer definition, keeps this worker from taking any task. The autoscaler sets it.
+        self.rests = True
+        #: Called once per look for overdue tasks with what tasks need that were passed on; the pool sets it.
+        self.on_needs: Callable[[list[str]], Any] = lambda _: None
         #: The worker's seats, None where each worker has bounds of its own.
         self.seats: Seats | None = None
         self._held_back = False
@@ -70,6 +76,8 @@ class Keeper:
 
         #: What of the queue is to run later.
         self.later = Later(client, queue, steps)
+        #: What of the queue was passed on.
+        self.needs = Needs(client, queue)
 
     def _new_name(self) -> str:
         # Node names are given again after a restart; claims of an earlier life must not look like this one's.
@@ -174,11 +182,13 @@ class Keeper:
             return None
 
     def bring_forward(self, task_ids: Iterable[str]) -> None:
-        """Let tasks of the queue's future work be taken now: they were revoked, and their callers are to know."""
+        """Let tasks be taken that wait for their time or a host: they were revoked, and their callers are to know."""
+        wanted = list(task_ids)
         try:
-            self.later.bring_forward(task_ids)
+            self.later.bring_forward(wanted)
+            self.needs.end(wanted)
         except redis.RedisError as exc:
-            logger.warning("Revoked tasks of the future cannot be looked for, they end when they are due: %s", exc)
+            logger.warning("Revoked tasks cannot be looked for, they end when they are due or taken: %s", exc)
 
     def answers(self) -> bool:
         """Whether Redis answers."""
@@ -232,12 +242,52 @@ class Keeper:
         if self.deliver is None:
             return
         try:
-            if taken := self.claims.claim_overdue():
+            taken = self.claims.claim_overdue()
+            if self.claims.needs:
+                taken += self.claims.take("", MOST_OVERDUE)
+            if taken:
                 self.deliver(taken)
         except LeaseLostError:
             self.lease_lost()
         except redis.RedisError as exc:
             logger.warning("What has waited too long cannot be looked for: %s", exc)
+        else:
+            self.on_needs(self.claims.needs)
+
+    def pass_on(self, tasks: Sequence[tuple[int, str, float | None]]) -> None:
+        """Pass claims on to workers that have what their tasks need, see `Claims.pass_on`."""
+        try:
+            self.claims.pass_on(tasks)
+        except LeaseLostError:
+            self.lease_lost()
+        except redis.RedisError as exc:
+            logger.warning("%d claim(s) cannot be passed on, they go back to the queue: %s", len(tasks), exc)
+
+    def take(self, need: str, most: int) -> int:
+        """Take tasks that were passed on, for which there is a place here. Returns how many were taken."""
+        taken: list[Claim] = []
+        try:
+            if self.deliver is not None and (taken := self.claims.take(need, most)):
+                self.deliver(taken)
+        except LeaseLostError:
+            self.lease_lost()
+        except redis.RedisError as exc:
+            logger.warning("Tasks that were passed on cannot be taken: %s", exc)
+        return len(taken)
+
+    def passed_on(self) -> dict[str, int] | None:
+        """How many tasks were passed on, by their need; None while Redis does not answer."""
+        try:
+            return self.needs.counts()
+        except redis.RedisError:
+            return None
+
+    def offers(self) -> list[dict[str, Any]] | None:
+        """What the hosts of live workers offer; None while Redis does not answer."""
+        try:
+            return offers(self._client)
+        except redis.RedisError:
+            return None
 
     def sent(self, number: int) -> None:
         """A replica gets a claim: should this worker die now, that start counts as lost."""

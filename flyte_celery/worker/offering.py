@@ -8,6 +8,7 @@ import redis
 from celery.utils.log import get_logger
 
 from ..fleet.offers import publish, withdraw
+from .groups import broken_devices, devices_of
 from .pool import ReplicaPool
 
 logger = get_logger("flyte_celery.worker")
@@ -31,15 +32,16 @@ class Offering:
 
     def keep_up(self) -> None:
         """Publish when replicas have got devices or given them back."""
-        if self._pool.devices is not None and self._offer() != self._said:
+        if devices_of(self._pool.groups) and self._offer() != self._said:
             self.publish()
 
     def publish(self) -> None:
         """Publish, or renew. A Redis that does not answer is logged, not raised."""
         pool = self._pool
-        keeper, devices = pool.serving.keeper, pool.devices
-        if devices is not None:
-            devices.keep(replica.lease for replica in pool.replicas)
+        keeper = pool.serving.keeper
+        for replica in pool.replicas:
+            if replica.group.devices is not None:
+                replica.group.devices.keep([replica.lease])
         if self._client is None or (keeper is not None and keeper.away):
             return
         try:
@@ -55,7 +57,7 @@ class Offering:
             "environment": pool.serving.name,
             **pool.serving.host.as_dict(),
             "held": {replica.number: replica.lease.labels for replica in pool.replicas if replica.lease is not None},
-            "broken": {} if pool.devices is None else pool.devices.broken(),
+            "broken": broken_devices(pool.groups),
         }
 
     def withdraw(self) -> None:

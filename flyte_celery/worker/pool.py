@@ -25,9 +25,10 @@ from ..fleet.storing import UNFENCED
 from ..overrides import effective, replica_options
 from ..supervisor.lifecycle import Drain, Load, Revive, State, StopReason, Tick
 from . import breaches
-from .beside import ONE_CORE, Beside
+from .beside import ONE_CORE, Beside, CannotGive
 from .bounds import share
 from .devices import ReplicaDevices, failure_text
+from .elsewhere import Elsewhere
 from .groups import Group, starts_of
 from .job import Job, frame, guarded
 from .limits import TimeLimits
@@ -86,6 +87,7 @@ class ReplicaPool(BasePool):
         self.replicas = Replicas(self.serving, self)
         self.beside = Beside(self.serving, self.group, self.replicas, self)
         self.run_scope = RunScope(self.replicas, self.serving.roots)
+        self.elsewhere = Elsewhere(self.serving, self.beside, self.replicas, self._withdraw)
         self._limits = TimeLimits(self.replicas, self.serving.settings.cancel_patience)
         self._timeouts = Timeouts(self.replicas, self._limits, self._withdraw)
         #: Called when demand may have changed; the autoscaler sets it.
@@ -109,6 +111,7 @@ class ReplicaPool(BasePool):
             max_tasks=serving.max_tasks,
             confinement=serving.confinement,
             share=share(serving.environment.resources, 0.0 if serving.environment.reusable else ONE_CORE),
+            devices=None if serving.devices is None else ReplicaDevices(serving.devices, serving.plan.hostname),
         )
 
     # -- Celery's side -----------------------------------------------------------------------------------------------
@@ -128,6 +131,7 @@ class ReplicaPool(BasePool):
             keeper.on_proof = self.replicas.keep_until
             self.replicas.keep_until(keeper.safe_until)  # proven before anybody listened
             keeper.count_suspended = lambda: self.set_aside
+            keeper.on_needs = self.elsewhere.look
             # Celery has forgotten what it had scheduled or limited before it lost its connection; what is here stays.
             keeper.hand_back_now()
         elif self.serving.redelivers:
@@ -173,11 +177,13 @@ class ReplicaPool(BasePool):
         keeper = self.serving.keeper
         claim = None if keeper is None else int(args[2]["properties"]["delivery_tag"])
         task = None if (known := self._tasks.get(args[0])) is None else effective(known, args[2])
-        group, refusal = self.group, None
+        group, refusal, need = self.group, None, None
         try:
             group = self.beside.group_for(task, replica_options(args[2]))
         except CannotProvide as exc:
             refusal = RuntimeSystemError("SecretMissing", str(exc))
+        except CannotGive as exc:
+            refusal, need = self.elsewhere.refusal(exc), exc.need
         job = Job(
             group=group,
             number=number,
@@ -196,6 +202,7 @@ class ReplicaPool(BasePool):
             claim=claim,
             retries=args[2].get("retries") or 0,
             task=task,
+            need=need,
         )
         if group.by_run:
             job.run = run_of(args[2], correlation_id)
@@ -207,8 +214,9 @@ class ReplicaPool(BasePool):
                 job.fail(refusal)
                 return job
             self.jobs[number] = job
-            job.group.waiting.add(job)
-            self.dispatch()
+            if not self.elsewhere.passes_on(job, args[2]):
+                job.group.waiting.add(job)
+                self.dispatch()
         return job
 
     def _admitted(self, job: Job, request: Mapping[str, Any]) -> bool:
@@ -221,7 +229,7 @@ class ReplicaPool(BasePool):
         if self.stopping.begun:  # its time has come while running tasks are waited for
             self.hand_back(job)
             return False
-        if self._hopeless(job.group):
+        if job.need is None and self._hopeless(job.group):
             self._fail(job)
             return False
         most = most_attempts(self.serving.environment, job)
@@ -376,6 +384,8 @@ class ReplicaPool(BasePool):
             if job.group.by_run:
                 self.run_scope.ended(job, outcome)
             report(job, outcome, ending=self.stopping.ending)
+            if job.group.need is not None:
+                self.elsewhere.take_soon()
         self.dispatch()
 
     def _learn(self, seconds: float) -> None:
@@ -475,6 +485,7 @@ class ReplicaPool(BasePool):
             if self._hopeless(group):
                 for job in group.waiting.clear():
                     self._fail(job)
+        self.elsewhere.take_soon()
         self.dispatch()
 
     def _hopeless(self, group: Group) -> bool:
@@ -572,8 +583,8 @@ class ReplicaPool(BasePool):
 
     @property
     def devices(self) -> ReplicaDevices | None:
-        """What gives replicas their devices, None when they need none."""
-        return self.replicas.devices
+        """What gives the environment's replicas their devices, None when they need none."""
+        return self.group.devices
 
     @property
     def obstacle(self) -> str | None:

@@ -49,8 +49,7 @@ from ..supervisor.processes import (
 from ..supervisor.watchdog import Breach, Usage
 from ..supervisor.wire import Line
 from .breaches import stop_reason
-from .devices import ReplicaDevices
-from .groups import Group
+from .groups import Group, devices_of
 from .job import Job
 from .recycling import Life
 from .serving import Serving
@@ -150,10 +149,6 @@ class Replicas:
     def __init__(self, serving: Serving, owner: Owner) -> None:
         self._serving = serving
         self._owner = owner
-        #: What gives replicas their devices, None when they need none.
-        self.devices: ReplicaDevices | None = None
-        if serving.devices is not None:
-            self.devices = ReplicaDevices(serving.devices, serving.plan.hostname)
         self._last_number = 0
         self._replicas: dict[int, Replica] = {}
         self._launcher: Launcher | None = None
@@ -282,8 +277,8 @@ class Replicas:
         number = self._last_number + 1
         variables: dict[str, str | None] = {**group.environ, REPLICA_VARIABLE: str(number)}
         lease = None
-        if self.devices is not None:
-            if (lease := self.devices.take(number)) is None:
+        if group.devices is not None:
+            if (lease := group.devices.take(number)) is None:
                 return False
             variables |= lease.variables
         self._last_number = number
@@ -302,16 +297,16 @@ class Replicas:
 
     def blame_device(self, replica: Replica, error: str) -> None:
         """A replica has failed: when its device is the reason, let it finish and give the device to no other."""
-        if self.devices is not None and replica.lease is not None:
-            self.devices.blame(replica.lease, error)
+        if replica.group.devices is not None and replica.lease is not None:
+            replica.group.devices.blame(replica.lease, error)
 
     def watch_devices(self) -> None:
         """Take what is broken out of use, and let the replicas that have it go."""
-        if self.devices is None:
-            return
-        self.devices.watch()
+        for each in devices_of(self._owner.groups):
+            each.watch()
         for replica in self.in_state(State.READY):
-            if replica.lease is not None and self.devices.has_broken(replica.lease):
+            devices, lease = replica.group.devices, replica.lease
+            if devices is not None and lease is not None and devices.has_broken(lease):
                 self.step(replica, Drain(StopReason.DEVICE_BROKEN))
 
     def watch(self, hub: Any) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 from ..autoscaler.decide import Reason
 from ..autoscaler.driver import Autoscaler
+from ..fleet.needs import Unmet
 from ..supervisor.lifecycle import State
+from .groups import broken_devices
 from .pool import ReplicaPool
 from .serving import MOST_ROOM
 
@@ -64,6 +66,8 @@ class WorkerStatus:
     later: int | None
     #: When the next of those is due, in seconds since the epoch.
     next_due: float | None
+    #: Tasks of the queue that were passed on and wait for a host that has what they need.
+    elsewhere: tuple[Unmet, ...]
     target: int
     reason: str | None
     decision: str | None
@@ -120,11 +124,18 @@ def status_of(pool: ReplicaPool, autoscaler: Autoscaler, hostname: str, ready: i
         dead=None if keeper is None else keeper.dead_letters(),
         later=later,
         next_due=next_due,
+        elsewhere=tuple(pool.elsewhere.unmet()),
         target=autoscaler.target,
         reason=str(last.reason) if last else None,
         decision=last.text if last else None,
         failure=pool.group.starts.error if pool.group.starts.failed else None,
-        obstacle=pool.obstacle if last is not None and last.reason is Reason.BLOCKED else None,
-        broken={} if pool.devices is None else pool.devices.broken(),
+        obstacle="; ".join(_obstacles(pool, blocked=last is not None and last.reason is Reason.BLOCKED)) or None,
+        broken=broken_devices(pool.groups),
         start_seconds=tuple(round(seconds, 4) for seconds in pool.replicas.start_seconds),
     )
+
+
+def _obstacles(pool: ReplicaPool, *, blocked: bool) -> list[str]:
+    """What is in the way of the environment's replicas, if anything, and of those for calls with overrides."""
+    own = [pool.obstacle] if blocked and pool.obstacle is not None else []
+    return list(dict.fromkeys([*own, *pool.beside.obstacles]))

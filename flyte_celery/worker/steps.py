@@ -135,7 +135,8 @@ class AutoscalerStep(bootsteps.StartStopStep):
             self._adjust_prefetch()
         else:
             if keeper is not None:
-                keeper.most_claims = 0 if keeper.is_held_back() else None
+                keeper.rests = keeper.is_held_back()
+                keeper.most_claims = 0 if keeper.rests else None
             self._soon()
 
     def _make_way(self) -> None:
@@ -166,6 +167,7 @@ class AutoscalerStep(bootsteps.StartStopStep):
         view, slots = autoscaler.view, autoscaler.limits.concurrency
         if view is None:
             return  # without Redis there is nothing to claim
+        pool.serving.keeper.rests = view.paused or not view.serves
         if view.paused or not view.serves or autoscaler.refused:
             most: int | None = 0
         elif view.workers == 1:

@@ -126,6 +126,14 @@ class Claiming(kombu_redis.Channel):
     _looked_at = 0.0
     _next_due = 0.0
 
+    def basic_consume(self, queue: str, *args: Any, **kwargs: Any) -> Any:
+        """Begin to consume; from now on the keeper can hand over what it claims itself."""
+        consume: Any = super().basic_consume
+        tag = consume(queue, *args, **kwargs)
+        if queue == self.keeper.claims.queue:
+            self.keeper.deliver = self._deliver_claims
+        return tag
+
     @property
     def awaits_reply(self) -> bool:
         """Whether Redis was asked for messages and has not answered, or was not heard yet."""
@@ -135,7 +143,6 @@ class Claiming(kombu_redis.Channel):
         if not self.active_queues or monotonic() < self._refused_until:
             return
         claims = self._asked = self.keeper.claims
-        self.keeper.deliver = self._deliver_claims
         connection = self.client.connection
         self._in_poll = connection
         self._brpop_sent_at = now = monotonic()
@@ -227,7 +234,7 @@ class Claiming(kombu_redis.Channel):
         for number, message in messages.items():
             # Cancelled, or paused or left without seats, while the server waited or the reply was on its way.
             cancelled = self.closed or self.keeper.claims.queue not in self.active_queues
-            if cancelled or self.keeper.most_claims == 0:
+            if cancelled or (self.keeper.most_claims == 0 and not self.keeper.claims.held[number].placed):
                 self.keeper.hand_back([number])
             else:
                 self.connection._deliver(message, self.keeper.claims.queue)

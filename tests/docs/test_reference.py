@@ -176,6 +176,8 @@ COMMANDS = (
     "dead list",
     "dead requeue",
     "dead drop",
+    "elsewhere list",
+    "elsewhere drop",
     "later list",
     "later now",
     "later drop",

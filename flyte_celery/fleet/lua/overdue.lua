@@ -1,20 +1,22 @@
 -- Claim messages that have waited in a queue for longer than they may, wherever they are among its first ones: their
 -- callers are told, though no replica is free for them.
 --
--- KEYS  1 workers   2 claims   3.. priority lists
+-- KEYS  1 workers   2 claims   3 needs (see pass_on.lua)   4.. priority lists
 -- ARGV  1 worker   2 id of the first claim; those of the others count up from it   3 most messages to claim
 --       4 how many messages to look at in each list   5 bytes after which to look at no more
+--       6 what the keys of the tasks with one need begin with
 --
 -- A publisher writes the time, in seconds since the epoch, as "until" into the header of times (see attempts.py).
 --
--- Returns the messages in the order of their ids; or -1 when the worker has lost its lease.
+-- Returns the messages in the order of their ids, and what tasks need that were passed on; or -1 when the worker has lost
+-- its lease.
 local lease = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if not lease or tonumber(lease) <= 0 then
     return -1
 end
 local now = tonumber(redis.call('TIME')[1])
 local messages = {}
-for list = 3, #KEYS do
+for list = 4, #KEYS do
     local bytes, late = 0, {}
     for from = 1, tonumber(ARGV[4]), 10 do  -- in small steps, for messages may be large
         local some = redis.call('LRANGE', KEYS[list], -(from + 9), -from)
@@ -36,4 +38,12 @@ for list = 3, #KEYS do
         messages[#messages + 1] = message
     end
 end
-return messages
+local needs = {}
+for _, need in ipairs(redis.call('SMEMBERS', KEYS[3])) do
+    if redis.call('EXISTS', ARGV[6] .. need) == 1 then
+        needs[#needs + 1] = need
+    else
+        redis.call('SREM', KEYS[3], need)
+    end
+end
+return {messages, needs}

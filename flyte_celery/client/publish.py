@@ -26,7 +26,7 @@ from kombu.utils.functional import retry_over_time
 from .. import overrides
 from ..urls import redacted
 from . import shortcut
-from .message import EXPRESSIBLE, Caller, Message, MessageTemplate
+from .message import EXPRESSIBLE, INHERITED, Caller, Message, MessageTemplate
 from .sizes import check_size
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 logger = get_logger("flyte_celery.publish")
 
 Options = dict[str, Any]
+
+#: Options of a retry that a template can express.
+_OF_A_RETRY = EXPRESSIBLE | INHERITED
 
 #: What a push fails with.
 _ERRORS = (redis.RedisError, OSError, OperationalError)
@@ -76,8 +79,26 @@ class Publisher:
         self.push([call])
         return call.result()
 
-    def prepare(
+    def prepare_retry(
         self, task: Any, args: Sequence[Any], kwargs: dict[str, Any], options: Options, caller: Caller
+    ) -> Call | None:
+        """As `prepare`, for another attempt of a call: it has options that its message gave it.
+
+        The message is nobody's yet; whoever ends the attempt before it submits it.
+        """
+        if shortcut.closed_for_now(self.app) or options.get("queue") not in (None, task.queue, task.queue.name):
+            return None
+        own = {name: value for name, value in options.items() if name != "queue"}
+        return self.prepare(task, args, kwargs, own, caller, _OF_A_RETRY)
+
+    def prepare(
+        self,
+        task: Any,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        options: Options,
+        caller: Caller,
+        expressible: frozenset[str] = EXPRESSIBLE,
     ) -> Call | None:
         """The message of a call from the task's template; None when the call must take Celery's general path.
 
@@ -90,7 +111,7 @@ class Publisher:
         if template is None:
             return None
         for name, value in options.items():
-            if name not in EXPRESSIBLE and value is not None:
+            if name not in expressible and value is not None:
                 return None
         try:
             message = template.fill(args, kwargs, options, caller)

@@ -10,6 +10,7 @@ from billiard.einfo import ExceptionInfo
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 
+from ..fleet.storing import FENCE_FIELD, UNFENCED
 from ..replica import wire
 from ..supervisor.wire import encode
 
@@ -47,6 +48,8 @@ class Job:
     task: TaskTemplate[Any, Any] | None = None
     #: Its claim in the worker's keeper, None without one.
     claim: int | None = None
+    #: What its end is guarded with, see `fleet.storing`.
+    fence: tuple[str, str] = UNFENCED
     #: Whether it may share a replica with no other, see `losses`.
     alone: bool = False
     #: Number of the replica that owns it, None while it waits in the pool.
@@ -137,5 +140,5 @@ def frame(number: int, args: tuple[Any, ...], fence: tuple[str, str]) -> bytes:
     """
     name, task_id, request, body, content_type, content_encoding = args
     slim = {key: value for key, value in request.items() if key not in ("args", "kwargs")}
-    slim[wire.FENCE_FIELD] = fence
+    slim["properties"] = {**request["properties"], FENCE_FIELD: fence}
     return encode((wire.RUN, number, name, task_id, slim, body, content_type, content_encoding))

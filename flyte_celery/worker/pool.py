@@ -171,6 +171,7 @@ class ReplicaPool(BasePool):
         keeper = self.serving.keeper
         claim = None if keeper is None else int(args[2]["properties"]["delivery_tag"])
         task = None if (known := self._tasks.get(args[0])) is None else effective(known, args[2])
+        fence = self._fence(claim, args[0])
         group, refusal = self.group, None
         try:
             group = self.beside.group_for(task, replica_options(args[2]))
@@ -181,7 +182,7 @@ class ReplicaPool(BasePool):
             number=number,
             task_name=args[0],
             task_id=correlation_id,
-            frame=frame(number, args, self._fence(claim, args[0])),
+            frame=frame(number, args, fence),
             on_accepted=guarded(accept_callback),
             on_done=guarded(callback),
             on_error=guarded(error_callback, lambda: self._unrecorded(claim)),
@@ -192,6 +193,7 @@ class ReplicaPool(BasePool):
             terminator=self._limits.terminate,
             arrived_at=time.monotonic(),
             claim=claim,
+            fence=fence,
             retries=args[2].get("retries") or 0,
             task=task,
         )

@@ -28,6 +28,7 @@ from . import breaches
 from .beside import ONE_CORE, Beside
 from .bounds import share
 from .devices import ReplicaDevices, failure_text
+from .failing import fail_or_retry
 from .groups import Group, starts_of
 from .job import Job, frame, guarded
 from .limits import TimeLimits
@@ -400,7 +401,7 @@ class ReplicaPool(BasePool):
             if job.terminated or self.stopping.ending:
                 continue
             if replica.breach is not None:
-                job.fail(breaches.failure(job, replica.breach, self.serving.plan.hostname))
+                fail_or_retry(job, breaches.failure(job, replica.breach, self.serving.plan.hostname))
             elif replica.child.reason is StopReason.TERMINATED:
                 self._run_again(job, cause)
             else:

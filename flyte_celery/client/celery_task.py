@@ -114,6 +114,7 @@ class EnvironmentTask:
             message=message.text,
             wait=due - time.time() if due else 0.0,
             due=due,
+            end=attempts.end_of(options.get("headers")),
             backend=self.backend,
         )
         return call.result()

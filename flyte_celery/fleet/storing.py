@@ -51,6 +51,9 @@ class NextAttempt(NamedTuple):
     due: float
     """When that is, in seconds since the epoch."""
 
+    end: int
+    """When its time ends, see `attempts.end_of`."""
+
     backend: Any
     """The result backend, which has the Redis for it."""
 
@@ -116,6 +119,16 @@ def followed(write: Store, following: NextAttempt) -> Store:
             names.later_key(following.queue),
             names.later_messages_key(following.queue),
             names.later_queues_key(),
+            names.ends_key(following.queue),
         ],
-        [*arguments[:5], "again", following.message, due, following.task_id, following.number, following.queue],
+        [
+            *arguments[:5],
+            "again",
+            following.message,
+            due,
+            following.task_id,
+            following.number,
+            following.queue,
+            following.end,
+        ],
     )

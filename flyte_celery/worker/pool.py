@@ -31,6 +31,7 @@ from .devices import ReplicaDevices, failure_text
 from .failing import fail_or_retry
 from .groups import Group, starts_of
 from .job import Job, frame, guarded
+from .keeper import OVERDUE_INTERVAL
 from .limits import TimeLimits
 from .losses import after_loss, after_uncounted_loss, given_up, last_chance, most_attempts, returned_too_often
 from .outcome import report
@@ -50,8 +51,6 @@ REAP_INTERVAL = 1.0
 #: Objects that may be made, and not freed, before the garbage collector looks for circles among them. Python's own
 #: 700 are a few tasks' requests, which are in no circle and cost a quarter of the worker's time.
 _GARBAGE_THRESHOLD = 20_000
-#: Seconds between two looks for tasks that have waited in the queue for longer than they may.
-OVERDUE_INTERVAL = 1.0
 
 _VIEWED = {
     State.STARTING: ReplicaState.STARTING,

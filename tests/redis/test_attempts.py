@@ -67,6 +67,7 @@ def end(claims: Claims, held: Claim, wait: float = 0.0, payload: str = "RETRY", 
         message=message_of(attempt_of(held.message) + 1),
         wait=wait,
         due=time.time() + wait,
+        end=0,
         backend=None,
     )
     write = store("result-t1", payload, 60, "", claims.fence(held.id), finished=True)

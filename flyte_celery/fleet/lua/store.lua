@@ -14,7 +14,9 @@
 --
 -- Where the next attempt is submitted:
 -- KEYS  5 priority list   6 future work   7 its messages   8 queues with future work, all as in `park`
+--       9 ends, as in `overdue`
 -- ARGV  7 message   8 ms when it is due, 0 for now   9 task id   10 number of the list   11 queue
+--       12 the second in which its time ends, 0 for never
 --
 -- Returns 1, or 0 when nothing was stored.
 if ARGV[4] ~= '' then
@@ -46,6 +48,9 @@ if ARGV[6] == 'again' then
         --include put_aside
         local more = ARGV[4] .. ' ' .. ARGV[5]
         put_aside(KEYS[6], KEYS[7], KEYS[8], ARGV[11], ARGV[9], more, ARGV[8], ARGV[10], ARGV[7])
+    end
+    if tonumber(ARGV[12]) > 0 then
+        redis.call('ZADD', KEYS[9], ARGV[12], ARGV[12])
     end
 elseif KEYS[5] then
     local clock = redis.call('TIME')

@@ -53,7 +53,8 @@ local function walk(list, from, backwards, look)
         if #some < step then
             return seen, false
         end
-        step = math.max(10, math.min(500, math.floor(65536 * seen / bytes), in_one_go - seen))
+        -- The way to a place in the middle of a list costs more than what is there: two steps, if they are as expected.
+        step = math.max(10, math.min(math.floor((most_bytes - bytes) * seen / bytes), in_one_go - seen))
     end
     return seen, true
 end
@@ -94,13 +95,14 @@ local seen, goes_on = walk(KEYS[list], from, false, function(message, index)
         late[#late + 1] = {message, index}
     end
 end)
--- Each is replaced by what is no message, and all of those go at once: a removal searches the list from its end.
+-- Each is replaced by what is no message, and all of those go at once: a removal searches the list from an end.
 for i = #late, 1, -1 do
     redis.call('LSET', KEYS[list], late[i][2], KEYS[4])
     claim(late[i][1])
 end
 if #late > 0 then
-    redis.call('LREM', KEYS[list], #late, KEYS[4])
+    local nearer = from > redis.call('LLEN', KEYS[list]) / 2 and -1 or 1
+    redis.call('LREM', KEYS[list], nearer * #late, KEYS[4])
 end
 looked = looked + seen
 if #messages == most then

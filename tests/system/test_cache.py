@@ -374,6 +374,14 @@ def test_a_map_computes_what_is_missing(proj: ModuleType, notes: redis.Redis, ke
 # -- Canvas ----------------------------------------------------------------------------------------------------------
 
 
+def test_equal_calls_of_one_moment_compute_no_more_often_than_there_are_slots(
+    proj: ModuleType, notes: redis.Redis, key: str
+) -> None:
+    """All of them were missing when they were made; each looks once more when its turn has come."""
+    assert list(flyte.map(proj.square_sync, [key] * 60, [3] * 60)) == [9] * 60
+    assert 1 <= int(notes.get(f"runs:{key}:3") or 0) <= 2  # type: ignore[arg-type]
+
+
 def test_a_chain_of_hits_makes_no_message(proj: ModuleType, notes: redis.Redis, key: str) -> None:
     """And its results are those of a chain that ran."""
 

@@ -55,17 +55,9 @@ if ARGV[6] == 'again' then
 elseif KEYS[5] then
     local clock = redis.call('TIME')
     local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-    local function forget(member, entry)
-        local known = redis.call('HGET', KEYS[7], member)
-        if known then
-            redis.call('HINCRBY', KEYS[8], 'bytes', -tonumber(string.match(known, '^%d+ (%d+)')))
-            redis.call('HDEL', KEYS[7], member)
-        end
-        redis.call('ZREM', KEYS[6], member)
-        redis.call('DEL', entry)
-    end
+    --include forget
     local prefix = string.sub(KEYS[5], 1, #KEYS[5] - #ARGV[7])
-    forget(ARGV[7], KEYS[5])
+    forget(KEYS[6], KEYS[7], KEYS[8], ARGV[7], KEYS[5])
     local size = #ARGV[1] + tonumber(ARGV[13])
     redis.call('SET', KEYS[5], ARGV[1], 'PX', ARGV[10])
     redis.call('ZADD', KEYS[6], string.format('%d', now), ARGV[7])
@@ -90,7 +82,7 @@ elseif KEYS[5] then
         else
             break
         end
-        forget(oldest, prefix .. oldest)
+        forget(KEYS[6], KEYS[7], KEYS[8], oldest, prefix .. oldest)
         bytes = tonumber(redis.call('HGET', KEYS[8], 'bytes'))
     end
     for i = 6, 8 do

@@ -32,6 +32,7 @@ from .caching import TaskCache
 from .message import Caller
 from .results import EagerEnvironmentResult, EnvironmentResult
 from .sizes import check_size
+from .stacks import working_for
 
 if TYPE_CHECKING:
     from celery import Celery, Task
@@ -275,13 +276,8 @@ def _last_task(sig: Any) -> Any:
 
 async def _with_request(task: Any, request: Any, body: Any) -> Any:
     """Await a body that may have a thread of its own, where Celery's stacks are empty."""
-    _task_stack.push(task)
-    task.request_stack.push(request)
-    try:
+    with working_for(task, request):
         return await body
-    finally:
-        task.request_stack.pop()
-        _task_stack.pop()
 
 
 def _is_errback(args: tuple[Any, ...]) -> bool:

@@ -29,6 +29,7 @@ from kombu.exceptions import OperationalError
 from kombu.messaging import Producer
 
 import flyte_celery as flyte
+from flyte_celery import names
 from flyte_celery.client import mapping
 from flyte_celery.client.batch import MOST_AT_ONCE, Batch, Turn
 from flyte_celery.client.install import dispatcher_of
@@ -383,6 +384,31 @@ def test_a_retry_that_ends_its_attempt_is_celerys_message(
     (mine, moments), (theirs, their_moments) = comparable(ours, options), comparable(celerys, options)
     assert mine == theirs
     assert moments == pytest.approx(their_moments, abs=30)
+
+
+# -- Messages whose time ends ----------------------------------------------------------------------------------------
+
+
+def test_when_the_time_of_a_message_ends_is_noted(app: Celery, broker: Broker) -> None:
+    """For workers, which look through the queue only when it is over; whoever publishes it, and each second once."""
+
+    def ends() -> list[float]:
+        return [second for _, second in broker.client.zrange(names.ends_key(ENV), 0, -1, withscores=True)]  # type: ignore[union-attr]
+
+    anything.delay(1)
+    assert ends() == []
+    limited = anything.override(timeout=flyte.Timeout(max_queued_time=600))
+    for _ in range(5):
+        limited.delay(1)
+    now = time.time()
+    assert 1 <= len(ends()) <= 2
+    assert all(595 <= end - now <= 602 for end in ends())
+    signals.before_task_publish.connect(listen := lambda **_: None)  # Celery publishes
+    try:
+        anything.override(timeout=flyte.Timeout(deadline=1200)).delay(1)
+    finally:
+        signals.before_task_publish.disconnect(listen)
+    assert 1195 <= max(ends()) - now <= 1202
 
 
 # -- Celery's general path -------------------------------------------------------------------------------------------

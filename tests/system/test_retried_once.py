@@ -11,6 +11,7 @@ import redis
 from tests.helpers.projects import Project
 
 SOURCE = """
+    import asyncio
     import os
     import signal
     from datetime import timedelta
@@ -28,10 +29,9 @@ SOURCE = """
     snc = flyte.TaskEnvironment("snc", reusable=flyte.ReusePolicy(replicas=1), max_attempts=20)
 
 
-    def die(moment: str) -> None:
+    def die(moment: str, attempt: int) -> None:
         # At the first time that each attempt comes to this moment: the worker, this process, or both.
-        request = app.current_worker_task.request
-        if os.environ["MOMENT"] != moment or not notes.sadd("died", request.retries):
+        if os.environ["MOMENT"] != moment or not notes.sadd("died", attempt):
             return
         if "worker" in os.environ["VICTIM"]:
             os.kill(int(notes.get("worker")), signal.SIGKILL)
@@ -40,8 +40,8 @@ SOURCE = """
 
 
     @signals.task_retry.connect  # the retry is stored, and the worker has not heard of it
-    def stored(**_):
-        die("stored")
+    def stored(request, **_):
+        die("stored", request.retries)
 
 
     def attempt() -> int:
@@ -51,7 +51,7 @@ SOURCE = """
             return 3
         if os.environ["MOMENT"] == "asked":  # the retry was asked for, and is not stored
             app.current_worker_task.retry(countdown=0, throw=False)
-            die("asked")
+            die("asked", request.retries)
         raise RuntimeError("again")
 
 
@@ -63,6 +63,18 @@ SOURCE = """
     @snc.task(retries=flyte.RetryStrategy(3, back_off))
     def again_sync() -> int:
         return attempt()
+
+
+    @aio.task(retries=flyte.RetryStrategy(3, back_off), timeout=1)
+    async def stubborn() -> int:
+        request = app.current_worker_task.request
+        notes.rpush("attempts", request.retries)
+        while request.retries < 3:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                pass
+        return 3
 
 
     @aio.task(retries=flyte.RetryStrategy(3, back_off), ignore_result=True)
@@ -88,7 +100,8 @@ def notes(project: Project, name: str) -> list[int]:
 
 def run(project: Project, task: str, moment: str, victim: str, backoff: float = 0.0) -> list[int]:
     """Run a task whose attempts lose their processes; returns the attempts that began, when nothing is left."""
-    env = {"MOMENT": moment, "VICTIM": victim, "BACKOFF": str(backoff), "FLYTE_CELERY_LEASE": "2"}
+    env = {"MOMENT": moment, "VICTIM": victim, "BACKOFF": str(backoff)}
+    env |= {"FLYTE_CELERY_LEASE": "2", "FLYTE_CELERY_CANCEL_PATIENCE": "0.2"}
     environment = task.partition(".")[0]
     client = redis.Redis.from_url(project.url)
 
@@ -122,6 +135,12 @@ def test_an_attempt_is_over_when_its_retry_is_stored(project: Project, task: str
 
 def test_so_is_one_whose_retry_waits_in_the_future(project: Project) -> None:
     assert run(project, "aio.again", "stored", "worker and replica", backoff=2.5) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("victim", ["nobody", "worker"])
+def test_a_worker_that_retries_by_itself_does_it_once_too(project: Project, victim: str) -> None:
+    """The task goes on after its time, so its replica is replaced, and the worker alone can submit the retry."""
+    assert run(project, "aio.stubborn", "stored", victim) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("task", ["aio.again", "snc.again_sync", "aio.unheard"])

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     AnyTask = TaskTemplate[Any, Any]
 
 
+#: How precisely it is known when a message has waited too long, as a part of its limit: 9 s for a day.
+_GRAIN = 1e-4
+
+
 @dataclass(frozen=True, slots=True)
 class Times:
     """When a call and its current attempt were submitted, in seconds since the epoch."""
@@ -65,6 +69,18 @@ def stamped(task: AnyTask, headers: Mapping[str, Any] | None, due: float = 0.0) 
     queued = max(now, due)
     ends = [queued + (limits.max_queued_seconds or math.inf), submitted + (limits.deadline_seconds or math.inf)]
     return {TIMES_HEADER: {"submitted": submitted, "queued": queued, "until": min(ends)}}
+
+
+def end_of(headers: Mapping[str, Any] | None) -> int:
+    """The second, since the epoch, from which on a message has waited too long, or a little later; 0 for never.
+
+    Workers look for it then. Messages of long limits share theirs with others, so that there are not too many.
+    """
+    match (headers or {}).get(TIMES_HEADER):
+        case {"queued": int() | float() as queued, "until": int() | float() as until} if math.isfinite(until):
+            grain = max(1, math.ceil((until - queued) * _GRAIN))
+            return (math.floor(until / grain) + 1) * grain
+    return 0
 
 
 def next_attempt(

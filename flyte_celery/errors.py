@@ -94,7 +94,7 @@ class BaseRuntimeError(RuntimeError):
             except Exception:
                 continue  # a local class, or a value that no other process can have: better found out here than there
             return _restore, (data,)
-        bare = raised(self.kind, self.code, _message_of(self), worker=self.worker)
+        bare = raised(self.kind, self.code, message_of(self), worker=self.worker)
         for note in getattr(self, "__notes__", ()):
             bare.add_note(str(note))
         return _restore, (pickle.dumps((_snapshot(bare), None)),)
@@ -593,37 +593,6 @@ _BY_PART: dict[str, type[RuntimeUserError | RuntimeUnknownError]] = {
 }
 
 
-class Encoded(TypedDict):
-    """An exception as five strings."""
-
-    kind: Kind
-    code: str
-    message: str
-    #: Qualified name of its class.
-    type: str
-    #: Module of its class.
-    module: str
-
-
-def encode(exc: BaseException) -> Encoded:
-    """Describe an exception so that another process can raise the like of it; never fails.
-
-    Args:
-        exc: Anything that a task raised. The code of a user's exception is the name of its class.
-    """
-    kind: Kind = "user"
-    code = type(exc).__name__
-    if isinstance(exc, BaseRuntimeError):
-        kind, code = exc.kind, exc.code
-    return {
-        "kind": kind,
-        "code": code,
-        "message": _message_of(exc),
-        "type": type(exc).__qualname__,
-        "module": type(exc).__module__,
-    }
-
-
 def raised(
     kind: str,
     code: str,
@@ -669,7 +638,8 @@ def _chosen(kind: str, code: str) -> type[RuntimeUserError | RuntimeSystemError 
     return next((cls for part, cls in _BY_PART.items() if part in code), RuntimeUserError)
 
 
-def _message_of(exc: BaseException) -> str:
+def message_of(exc: BaseException) -> str:
+    """What an exception says; never fails."""
     try:
         return str(exc)
     except Exception as problem:

@@ -197,6 +197,16 @@ def passed_on_ends_key(queue: str) -> str:
     return f"{PREFIX}passed-on-ends:{queue}"
 
 
+def ends_key(queue: str) -> str:
+    """When the time of messages in a queue ends: a sorted set of seconds since the epoch, see `lua/overdue.lua`."""
+    return f"{PREFIX}ends:{queue}"
+
+
+def overdue_key(queue: str) -> str:
+    """How far somebody has looked through a queue for messages that have waited too long: a hash."""
+    return f"{PREFIX}overdue:{queue}"
+
+
 def cached_key(member: str) -> str:
     """A result in the cache, in Celery's own form; `member` is `task:hash`."""
     return f"{PREFIX}cached:{member}"

@@ -17,12 +17,12 @@ from celery import states
 from celery.backends.redis import RedisBackend, SentinelBackend
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import GroupResult, ResultSet
-from kombu.utils.encoding import ensure_bytes
+from kombu.utils.encoding import bytes_to_str, ensure_bytes
 
 from .. import suspension
 from ..context import current_run
 from ..fleet.scripts import script
-from ..fleet.storing import UNFENCED, store
+from ..fleet.storing import UNFENCED, Fence, NextAttempt, Store, followed, store
 from ..names import is_replies_key
 from .message import random_id
 from .readers import ThreadWait, left
@@ -35,6 +35,9 @@ KEEP_FIELD = "flyte_celery_keep"
 #: Field of a running task's request: whether its result came from the cache.
 CACHED_FIELD = "flyte_celery_cached"
 
+#: States with which an attempt is over.
+_ENDS = states.READY_STATES | {states.RETRY}
+
 #: Seconds between two calls of a waiter's `on_interval`.
 _INTERVAL = 1.0
 
@@ -45,8 +48,11 @@ class _Replies:
     app: Any
     client: Any
     expires: Any
+    failure_expires: Any
     get_key_for_task: Any
     decode_result: Any
+    encode: Any
+    ensure: Any
 
     @cached_property
     def replies(self) -> ReplyChannel:
@@ -66,6 +72,11 @@ class _Replies:
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
     ) -> Any:
+        fence = Fence.of(request)
+        if (following := following_of(task_id, state, fence)) is not None and fence is not None:
+            write = self.write_of(task_id, result, state, traceback, request, fence.pair, finished=True)
+            self._write(followed(write, following))
+            return result
         backend: Any = super()
         stored = backend._store_result(task_id, result, state, traceback, request=request, **kwargs)
         reply_to = getattr(request, "reply_to", None)
@@ -81,6 +92,38 @@ class _Replies:
             if is_replies_key(reply_to):
                 backend.ensure(self.client.publish, (reply_to, announcement(key, ensure_bytes(payload))))
         return stored
+
+    def write_of(
+        self,
+        task_id: str,
+        result: Any,
+        state: str,
+        traceback: Any,
+        request: Any,
+        fence: tuple[str, str],
+        *,
+        finished: bool,
+    ) -> Store:
+        """What the script `store` is called with for a result; the last two arguments are those of `store`."""
+        meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
+        meta["task_id"] = bytes_to_str(task_id)
+        expires = self.failure_expires if state == states.FAILURE else self.expires
+        reply_to = getattr(request, "reply_to", None) or ""
+        if state not in states.READY_STATES or not is_replies_key(reply_to):
+            reply_to = ""
+        key = bytes_to_str(self.get_key_for_task(task_id))
+        return store(key, self.encode(meta), int(expires or 0), reply_to, fence, finished=finished)
+
+    def end_attempt(self, fence: Fence) -> None:
+        """End an attempt whose result is ignored by submitting the next one, if there is one."""
+        if (following := fence.take_next()) is None:
+            return
+        key = bytes_to_str(self.get_key_for_task(following.task_id))
+        self._write(followed(store(key, "", 0, "", fence.pair, finished=True), following))
+
+    def _write(self, write: Store) -> int:
+        """Run the script `store`; says whether the attempt still was this worker's."""
+        return int(self.ensure(script("store").run, (self.client, *write)))
 
     # -- Calling -----------------------------------------------------------------------------------------------------
 
@@ -218,6 +261,13 @@ class _Replies:
         finally:
             for _, reply in missing.values():
                 self.replies.detach(reply, wait)
+
+
+def following_of(task_id: str, state: str, fence: Fence | None) -> NextAttempt | None:
+    """The attempt that is to be submitted together with a state of a task: its last one, or that it is retried."""
+    if fence is None or fence.next_attempt is None or fence.next_attempt.task_id != task_id:
+        return None
+    return fence.take_next() if state in _ENDS else None
 
 
 def _next(wait: ThreadWait, deadline: float | None, on_interval: Any) -> Any:

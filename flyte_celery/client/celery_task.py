@@ -24,12 +24,15 @@ from celery.utils.time import maybe_make_aware
 from .. import attempts, context, overrides, overrun
 from ..errors import DeadlineExceededError, NonRecoverableError, RuntimeUserError
 from ..fleet.messages import attempts_of
+from ..fleet.storing import Fence, NextAttempt
 from ..names import LOST_HEADER, REPLICA_VARIABLE
 from . import cached_run, caching
 from .backend import address
 from .caching import TaskCache
+from .message import Caller
 from .results import EagerEnvironmentResult, EnvironmentResult
 from .sizes import check_size
+from .stacks import working_for
 
 if TYPE_CHECKING:
     from celery import Celery, Task
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
     from kombu.entity import Queue
 
     from ..task import TaskTemplate
-    from .publish import Publisher
+    from .publish import Call, Publisher
 
 
 class EnvironmentTask:
@@ -82,7 +85,40 @@ class EnvironmentTask:
             stored = caching.answer(self, args, kwargs, options)
             if stored is not None:
                 return stored
-        return self.publisher.publish(self, *self.outgoing(args, kwargs, options))
+        outgoing = self.outgoing(args, kwargs, options)
+        if options.get("retries") and (retried := self._retried(*outgoing)) is not None:
+            return retried
+        return self.publisher.publish(self, *outgoing)
+
+    def _retried(self, args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
+        """The result of a call that is the next attempt of the running task, submitted in the step that ends this one.
+
+        None for another call, and where that step cannot submit it: somebody listens to Celery's signals of publishing,
+        it goes to another queue, or results are kept on another server.
+        """
+        request = self.request
+        fence = Fence.of(request)
+        conf: Any = self._get_app().conf
+        next_one = options.get("task_id") == request.id and options["retries"] == request.retries + 1
+        if not next_one or fence is None or not fence.claim or conf.broker_write_url != conf.broker_read_url:
+            return None
+        caller = Caller.here(self._get_app())
+        call: Call | None = self.publisher.prepare_retry(self, args, kwargs, options, caller)
+        if call is None:
+            return None
+        due, message = _due(options), call.message
+        fence.next_attempt = NextAttempt(
+            queue=call.task.queue.name,
+            key=message.key,
+            number=message.number,
+            task_id=message.id,
+            message=message.text,
+            wait=due - time.time() if due else 0.0,
+            due=due,
+            end=attempts.end_of(options.get("headers")),
+            backend=self.backend,
+        )
+        return call.result()
 
     def outgoing(
         self, args: Any, kwargs: Any, options: dict[str, Any], *, sends: bool = False
@@ -240,13 +276,8 @@ def _last_task(sig: Any) -> Any:
 
 async def _with_request(task: Any, request: Any, body: Any) -> Any:
     """Await a body that may have a thread of its own, where Celery's stacks are empty."""
-    _task_stack.push(task)
-    task.request_stack.push(request)
-    try:
+    with working_for(task, request):
         return await body
-    finally:
-        task.request_stack.pop()
-        _task_stack.pop()
 
 
 def _is_errback(args: tuple[Any, ...]) -> bool:

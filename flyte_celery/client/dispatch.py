@@ -189,7 +189,7 @@ def failure(meta: Meta) -> errors.BaseRuntimeError:
         original = RuntimeError(repr(original))
     code = getattr(original, "code", None) or type(original).__name__
     kind = getattr(original, "kind", "user")
-    message = getattr(original, "root_cause_message", None) or str(original)
+    message = getattr(original, "root_cause_message", None) or errors.message_of(original)
     match original:
         case UnpickleableExceptionWrapper():  # stands for a user's exception that does not survive a pickle
             code = original.exc_cls_name

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sized
 from typing import Any
 
-from celery._state import _task_stack
 from kombu.exceptions import OperationalError
 
 from .. import context, errors, suspension
@@ -25,6 +24,7 @@ from .dispatch import CeleryDispatcher, value_of
 from .readers import LoopWait, ThreadWait
 from .results import Ending, ending_of, reply_channel
 from .run import active_dispatcher
+from .stacks import working_for
 
 #: Calls in flight when `concurrency` is 0, and results that may wait for an earlier one: memory is bounded by this,
 #: not by the length of the input.
@@ -175,21 +175,6 @@ async def _one_here(
         return exc
 
 
-@contextlib.contextmanager
-def _parent(task: Any, request: Any) -> Iterator[None]:
-    """Have Celery know on this thread which task makes the calls."""
-    if task is None:
-        yield
-        return
-    _task_stack.push(task)
-    task.request_stack.push(request)
-    try:
-        yield
-    finally:
-        task.request_stack.pop()
-        _task_stack.pop()
-
-
 class _Cell:
     """One call that was taken up and not yet yielded."""
 
@@ -305,7 +290,7 @@ class _Flight:
             self._context.run(self._answer, asked)
 
     def _answer(self, asked: list[tuple[tuple[Any, ...], dict[str, Any], _Cell]]) -> None:
-        with _parent(*self._parent):
+        with working_for(*self._parent):
             calls = [(args, kwargs) for args, kwargs, _ in asked]
             results = self._dispatcher.answers(self._mapped.task, calls, {"add_to_parent": False})
             for (args, kwargs, cell), result in zip(asked, results, strict=True):

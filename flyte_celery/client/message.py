@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import base64
 import os
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery.app.task import extract_exec_options
 from celery.utils.saferepr import saferepr
+from celery.utils.time import maybe_iso8601, maybe_make_aware
 from kombu.utils.json import JSONEncoder
 
 if TYPE_CHECKING:
@@ -47,6 +49,9 @@ EXPRESSIBLE = frozenset(
         "time_limit",
     }
 )
+
+#: What a retry inherits from the attempt before it, besides: a message has it already, in the form in which it travels.
+INHERITED = frozenset({"chain", "chord", "link", "link_error", "origin", "replaced_task_nesting"})
 
 #: Longest text of arguments that is put together here: further on, Celery's rules of shortening begin to matter.
 _SHORT = 500
@@ -120,6 +125,9 @@ class Message(NamedTuple):
     text: str
     ignore_result: Any
 
+    number: int
+    """The number of that list among the queue's, from 1."""
+
 
 class MessageTemplate:
     """Makes the messages of one task.
@@ -134,13 +142,14 @@ class MessageTemplate:
         self.task = task
         self._amqp = task.app.amqp
         self._lists = tuple(lists)
+        self._numbers = {key: number for number, key in enumerate(dict.fromkeys(lists), 1)}
         of_task = extract_exec_options(task)
         self._defaults = {name: of_task[name] for name in ("time_limit", "soft_time_limit", "expires", "priority")}
         message = self._amqp.as_task_v2("", task.name)
-        self._embed = message.body[2]
+        self._embed: dict[str, Any] = message.body[2]
         self._names: frozenset[str] = frozenset(message.headers)
         # What is the same in all messages is encoded once.
-        headers = {name: value for name, value in message.headers.items() if name not in _FILLED_IN}
+        self._same = headers = {name: value for name, value in message.headers.items() if name not in _FILLED_IN}
         properties = {
             "delivery_mode": delivery_mode,
             # No exchange: the routing key is the queue.
@@ -156,7 +165,7 @@ class MessageTemplate:
         Args:
             args: JSON-native positional arguments.
             kwargs: JSON-native keyword arguments.
-            given: Options of `apply_async`, of those that are `EXPRESSIBLE`.
+            given: Options of `apply_async`, of those that are `EXPRESSIBLE`; for a retry also what it has `INHERITED`.
             caller: What the call inherits.
 
         Raises:
@@ -200,16 +209,34 @@ class MessageTemplate:
             if not self._names.isdisjoint(own):
                 raise Inexpressible("headers in place of Celery's")
             headers.update(own)
-        body = base64.b64encode(_json((args, kwargs, self._embed)).encode()).decode()
+        embed, same = self._embed, self._headers
+        if not INHERITED.isdisjoint(given):
+            embed, same = self._inherited(given)
+        body = base64.b64encode(_json((args, kwargs, embed)).encode()).decode()
         text = (
-            f'{{{self._content}, "body": "{body}", "headers": {{{self._headers}, {_members(headers)}}}, '
+            f'{{{self._content}, "body": "{body}", "headers": {{{same}, {_members(headers)}}}, '
             f'"properties": {{{self._properties}, {_members(properties)}}}}}'
         )
-        return Message(task_id, self._lists[min(max(priority, 0), 9)], text, ignore_result)
+        key = self._lists[min(max(priority, 0), 9)]
+        return Message(task_id, key, text, ignore_result, self._numbers[key])
+
+    def _inherited(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+        """What a retry's message embeds, and those of its headers that it has in common with the attempt before it."""
+        names = {"callbacks": "link", "errbacks": "link_error", "chain": "chain", "chord": "chord"}
+        embed = {name: given.get(option) for name, option in names.items()}
+        headers = {name: given.get(name) for name in ("origin", "replaced_task_nesting")}
+        same = {**self._same, **{name: value for name, value in headers.items() if value is not None}}
+        return embed, self._headers if same == self._same else _members(same)
 
     def _set_times(self, options: Mapping[str, Any], headers: dict[str, Any], properties: dict[str, Any]) -> None:
         expires = options["expires"]
-        if expires is not None:
+        if isinstance(expires, str):  # a retry's, from the message of the attempt before it
+            when: Any = maybe_iso8601(expires)
+            left = maybe_make_aware(when).timestamp() - time.time()
+            if left < 0:
+                raise Inexpressible("an expiry in the past: Celery has something to say about it")
+            properties["expiration"] = str(int(left * 1000))
+        elif expires is not None:
             if type(expires) not in (int, float) or expires < 0:
                 raise Inexpressible("an expiry that is a date, or in the past: Celery has something to say about it")
             properties["expiration"] = str(int(expires * 1000))

@@ -12,7 +12,7 @@ import threading
 import weakref
 from bisect import bisect
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,10 +23,12 @@ from kombu.exceptions import EncodeError, OperationalError
 from kombu.transport.redis import Channel
 from kombu.utils.functional import retry_over_time
 
-from .. import overrides
+from .. import names, overrides
+from ..attempts import end_of
+from ..names import TIMES_HEADER
 from ..urls import redacted
 from . import shortcut
-from .message import EXPRESSIBLE, Caller, Message, MessageTemplate
+from .message import EXPRESSIBLE, INHERITED, Caller, Message, MessageTemplate
 from .sizes import check_size
 
 if TYPE_CHECKING:
@@ -36,8 +38,14 @@ logger = get_logger("flyte_celery.publish")
 
 Options = dict[str, Any]
 
+#: Options of a retry that a template can express.
+_OF_A_RETRY = EXPRESSIBLE | INHERITED
+
 #: What a push fails with.
 _ERRORS = (redis.RedisError, OSError, OperationalError)
+
+#: Most ends of messages' times that a connection remembers to have noted.
+_MOST_NOTED = 1000
 
 #: The parts of Celery's `task_publish_retry_policy` that say when to try again.
 _POLICY = ("max_retries", "interval_start", "interval_step", "interval_max")
@@ -76,8 +84,26 @@ class Publisher:
         self.push([call])
         return call.result()
 
-    def prepare(
+    def prepare_retry(
         self, task: Any, args: Sequence[Any], kwargs: dict[str, Any], options: Options, caller: Caller
+    ) -> Call | None:
+        """As `prepare`, for another attempt of a call: it has options that its message gave it.
+
+        The message is nobody's yet; whoever ends the attempt before it submits it.
+        """
+        if shortcut.closed_for_now(self.app) or options.get("queue") not in (None, task.queue, task.queue.name):
+            return None
+        own = {name: value for name, value in options.items() if name != "queue"}
+        return self.prepare(task, args, kwargs, own, caller, _OF_A_RETRY)
+
+    def prepare(
+        self,
+        task: Any,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        options: Options,
+        caller: Caller,
+        expressible: frozenset[str] = EXPRESSIBLE,
     ) -> Call | None:
         """The message of a call from the task's template; None when the call must take Celery's general path.
 
@@ -90,7 +116,7 @@ class Publisher:
         if template is None:
             return None
         for name, value in options.items():
-            if name not in EXPRESSIBLE and value is not None:
+            if name not in expressible and value is not None:
                 return None
         try:
             message = template.fill(args, kwargs, options, caller)
@@ -150,7 +176,9 @@ class Publisher:
         """Publish one call by Celery's general path; raises as `publish`."""
         _check_size(task, args, kwargs, options.get("task_id"), _most_bytes(task, options))
         try:
-            return task.celerys_apply_async(args, kwargs, options)
+            result = task.celerys_apply_async(args, kwargs, options)
+            self._note_end(task, options)
+            return result
         except OperationalError as exc:
             raise self._unreachable(task, exc) from exc
         except EncodeError as exc:
@@ -158,6 +186,17 @@ class Publisher:
                 f"A call of task {task.name!r} cannot be written by the serializer {task.serializer!r}: {exc}. "
                 "Pass values that it can write."
             ) from exc
+
+    def _note_end(self, task: Any, options: Options) -> None:
+        """Let workers know when the time of a message ends that Celery has published; they find it late without."""
+        end = end_of(options.get("headers"))
+        if not end or shortcut.closed_for_broker(self.app.connection_for_write()):
+            return
+        try:
+            self._line = self._line or Line(self.app)
+            self._line.note_ends(task.queue.name, [end])
+        except _ERRORS as exc:
+            logger.debug("%s: nobody knows when the time of a message ends: %s", task.name, exc)
 
     def _unreachable(self, task: Any, exc: BaseException) -> OperationalError:
         url = self.app.conf.broker_write_url
@@ -273,6 +312,7 @@ class Line:
         self._gate = threading.Lock()
         self._waiting: deque[_Push] = deque()
         self._declared: set[str] = set()
+        self._noted: set[tuple[str, int]] = set()
 
     def push(self, calls: Sequence[Call]) -> None:
         """Write messages, and return when the broker has them.
@@ -293,21 +333,35 @@ class Line:
         pushes = [self._waiting.popleft() for _ in range(len(self._waiting))]
         lists: dict[str, list[str]] = {}
         queues: dict[str, Any] = {}
+        ends: dict[str, set[int]] = {}
         for push in pushes:
             push.written = True
             for call in push.calls:
                 lists.setdefault(call.message.key, []).append(call.message.text)
                 queues[call.task.queue.name] = call.task.queue
+                headers = call.options.get("headers")
+                if headers and TIMES_HEADER in headers and (end := end_of(headers)):
+                    ends.setdefault(call.task.queue.name, set()).add(end)
         try:
             for name in queues.keys() - self._declared:  # as Celery does, once per connection
                 maybe_declare(queues[name], self._channel)
                 self._declared.add(name)
+            for queue, seconds in ends.items():
+                self.note_ends(queue, seconds)
             for key, texts in lists.items():
                 self._redis.lpush(key, *texts)
         except BaseException as exc:
             for push in pushes:
                 push.error = exc
             raise
+
+    def note_ends(self, queue: str, seconds: Iterable[int]) -> None:
+        """Let workers know when the time of messages in a queue ends, see `attempts.end_of`; raises as `push`."""
+        if new := {(queue, second) for second in seconds} - self._noted:
+            self._redis.zadd(names.ends_key(queue), {str(second): second for _, second in new})
+            if len(self._noted) > _MOST_NOTED:
+                self._noted.clear()
+            self._noted |= new
 
 
 class _Push:

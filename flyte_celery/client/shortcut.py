@@ -86,9 +86,12 @@ def closed_for(task: Any, inherited: Callable[..., Any], queue: Any) -> str | No
 def closed_for_broker(connection: Connection) -> str | None:
     """Why messages to a broker must be published by kombu; None when nothing speaks against it. Does not connect."""
     options = connection.transport_options or {}
+    transport = type(connection.transport)
     obstacles = {
-        # Nor is a subclass of its transport, such as Sentinel's, where the server may change.
-        "the broker is not plain Redis": type(connection.transport) is not kombu_redis.Transport,
+        # Nor is a subclass of its transport, such as Sentinel's, where the server may change; but for the worker's own.
+        "the broker is not plain Redis": (
+            transport is not kombu_redis.Transport and "publishes_as_kombus" not in vars(transport)
+        ),
         "the broker has several URLs": len(connection.alt) > 1,
         "the broker's keys have a prefix": bool(options.get("global_keyprefix")),
         "message bodies are encoded in another way": options.get("body_encoding", "base64") != "base64",

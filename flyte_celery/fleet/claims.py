@@ -24,9 +24,15 @@ from .scripts import script
 #: Most messages that have waited too long to claim at once.
 MOST_OVERDUE = 100
 
-#: How many messages of each list are looked at for it, the first ones, and how many bytes at most.
+#: How many messages of a list are looked at for it in one go, and how many bytes at most: some milliseconds of the
+#: server's time.
 LOOKED_AT = 1000
 LOOKED_AT_BYTES = 1024 * 1024
+
+#: Milliseconds between two such looks through a whole queue, and to rest after the last one, for each 1000 messages: a
+#: fifth of the server's time at most, in the long run.
+OVERDUE_PAUSE = 3
+OVERDUE_REST = 10
 
 
 class LeaseLostError(Exception):
@@ -131,8 +137,15 @@ class Claims:
         self.held.update((claim.id, claim) for claim in taken)
         return taken
 
-    def claim_overdue(self) -> list[Claim]:
+    def claim_overdue(self, first_ones: bool = True) -> tuple[list[Claim], float | None]:
         """Claim messages that have waited in the queue for longer than they may, and see what was passed on (`needs`).
+
+        Args:
+            first_ones: Whether to look at the first messages of the queue, besides going on through the whole of it.
+
+        Returns:
+            Those that are among the first ones, or that somebody has come across on the way through the queue. And the
+            seconds after which to go on, None for when there is nothing to look for.
 
         Raises:
             LeaseLostError: The worker may not claim any more.
@@ -140,16 +153,18 @@ class Claims:
         """
         first = self._next
         self._next += MOST_OVERDUE
-        keys = [names.workers_key(), self._claims, names.needs_key(self.queue), *self.lists]
-        args = [self._member, first, MOST_OVERDUE, LOOKED_AT, LOOKED_AT_BYTES, names.need_key(self.queue, "")]
+        ends, through = names.ends_key(self.queue), names.overdue_key(self.queue)
+        keys = [names.workers_key(), self._claims, ends, through, names.needs_key(self.queue), *self.lists]
+        bounds = [MOST_OVERDUE, LOOKED_AT, LOOKED_AT_BYTES, OVERDUE_PAUSE, OVERDUE_REST]
+        args = [self._member, first, *bounds, int(first_ones), names.need_key(self.queue, "")]
         reply = script("overdue").run(self.client, keys, args)
         if reply == -1:
             raise LeaseLostError(f"The lease of {self.worker} on {self.queue!r} is over.")
-        messages, needs = reply
+        wait, messages, needs = reply
         self.needs = sorted(need.decode() for need in needs)
         taken = [Claim(number, message) for number, message in enumerate(messages, first)]
         self.held.update((claim.id, claim) for claim in taken)
-        return taken
+        return taken, None if wait < 0 else wait / 1000
 
     def take(self, need: str, most: int) -> list[Claim]:
         """Claim messages that were passed on: the first ones with one need.

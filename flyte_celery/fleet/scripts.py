@@ -1,14 +1,20 @@
-"""The Lua scripts of this package, by name; each file says what it does to which keys."""
+"""The Lua scripts of this package, by name; each file says what it does to which keys.
+
+A line `--include NAME` stands for the text of `lua/NAME.lua`: functions that several scripts share.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
 
 from redis.exceptions import NoScriptError
+
+_INCLUDE = re.compile(r"^ *--include (\w+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,5 +39,9 @@ class Script:
 @cache
 def script(name: str) -> Script:
     """The script in `lua/NAME.lua`."""
-    text = resources.files(__package__ or "").joinpath("lua", f"{name}.lua").read_text()
+    text = _INCLUDE.sub(lambda line: _text(line[1]), _text(name))
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+def _text(name: str) -> str:
+    return resources.files(__package__ or "").joinpath("lua", f"{name}.lua").read_text()

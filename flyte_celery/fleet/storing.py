@@ -1,8 +1,15 @@
-"""How a task's result is stored: one script that checks who may, stores, finishes the claim and tells who waits."""
+"""How an attempt at a task ends: one script that checks who may say so, and does all that belongs to it in one step.
+
+It stores the result, finishes the claim, tells who waits, and submits the next attempt where there is one. So there is
+no instant at which an attempt that is retried could be delivered once more, and one that is not this worker's any
+more submits nothing: a retry is in its queue exactly once.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from .. import names
 
@@ -12,6 +19,75 @@ Store = tuple[list[str], list[Any]]
 #: No fence: a result that may be stored by anybody.
 UNFENCED = ("", "")
 
+#: Where a running task's request has its fence: a field of its properties, which no message inherits.
+FENCE_FIELD = "flyte_celery_fence"
+
+#: Seconds within which every worker looks at its queue's future work. A message that is due sooner goes into the queue,
+#: for the worker that takes it to wait.
+SEEN_WITHIN = 2.0
+
+
+class NextAttempt(NamedTuple):
+    """The message of a task's next attempt."""
+
+    queue: str
+    """The queue."""
+
+    key: str
+    """The priority list that it belongs on."""
+
+    number: int
+    """The number of that list, from 1."""
+
+    task_id: str
+    """The task's id."""
+
+    message: str
+    """The message itself."""
+
+    wait: float
+    """Seconds until it is due, 0 for now."""
+
+    due: float
+    """When that is, in seconds since the epoch."""
+
+    end: int
+    """When its time ends, see `attempts.end_of`."""
+
+    backend: Any
+    """The result backend, which has the Redis for it."""
+
+
+@dataclass(slots=True)
+class Fence:
+    """What a running task's results are stored under, and the next attempt that is submitted with the end of this one.
+
+    Args:
+        member: The worker among the leases; "" without a fence.
+        claim: The claim's id; "" where the task's end says nothing of a claim.
+    """
+
+    member: str
+    claim: str
+    next_attempt: NextAttempt | None = None
+
+    @classmethod
+    def of(cls, request: Any) -> Fence | None:
+        """That of a running task's request; None where it has none."""
+        properties = getattr(request, "properties", None)
+        fence = properties.get(FENCE_FIELD) if properties else None
+        return fence if isinstance(fence, cls) else None
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """The worker and the claim."""
+        return self.member, self.claim
+
+    def take_next(self) -> NextAttempt | None:
+        """The next attempt, for the one who submits it."""
+        following, self.next_attempt = self.next_attempt, None
+        return following
+
 
 def store(
     key: str, payload: str | bytes, expires: int, reply_to: str, fence: tuple[str, str], *, finished: bool
@@ -20,7 +96,7 @@ def store(
 
     Args:
         key: Where Celery looks for the result.
-        payload: The result in Celery's own form.
+        payload: The result in Celery's own form, "" for none.
         expires: Seconds to keep it, 0 for ever.
         reply_to: The reply channel of the process that made the call, "" for none.
         fence: Member of the worker among the leases and id of the claim, see `Claims.fence`.
@@ -29,4 +105,30 @@ def store(
     member, claim = fence
     queue, _, worker = member.partition("/")
     keys = [key, names.workers_key(), names.claims_key(queue, worker), names.started_key(queue, worker)]
-    return keys, [payload, expires, reply_to, member, claim, int(finished)]
+    return keys, [payload, expires, reply_to, member, claim, "finished" if finished else ""]
+
+
+def followed(write: Store, following: NextAttempt) -> Store:
+    """What the script is called with where another attempt follows: the claim of this one goes in the same step."""
+    keys, arguments = write
+    due = math.ceil(following.due * 1000) if following.wait > SEEN_WITHIN else 0
+    return (
+        [
+            *keys[:4],
+            following.key,
+            names.later_key(following.queue),
+            names.later_messages_key(following.queue),
+            names.later_queues_key(),
+            names.ends_key(following.queue),
+        ],
+        [
+            *arguments[:5],
+            "again",
+            following.message,
+            due,
+            following.task_id,
+            following.number,
+            following.queue,
+            following.end,
+        ],
+    )

@@ -15,16 +15,13 @@ import redis
 import redis.asyncio
 from celery import states
 from celery.utils.log import get_logger
-from kombu.utils.encoding import bytes_to_str
 from redis.exceptions import NoScriptError
 
-from ..client.backend import KEEP_FIELD, RepliesBackend
+from ..client.backend import KEEP_FIELD, RepliesBackend, following_of
 from ..fleet.patience import backoff, passes
 from ..fleet.scripts import script
-from ..fleet.storing import UNFENCED, Store, store
-from ..names import is_replies_key
+from ..fleet.storing import UNFENCED, Fence, Store, followed
 from . import bridge
-from .wire import FENCE_FIELD
 
 logger = get_logger("flyte_celery.replica")
 
@@ -44,27 +41,24 @@ class ReplicaBackend(RepliesBackend):
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
     ) -> Any:
-        meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
-        meta["task_id"] = bytes_to_str(task_id)
-        expires = self.failure_expires if state == states.FAILURE else self.expires
-        key = bytes_to_str(self.get_key_for_task(task_id))
-        member, claim = getattr(request, FENCE_FIELD, None) or UNFENCED
+        fence = Fence.of(request)
         # After a success nothing follows but a chord's callback; after a failure errbacks do, and Celery calls them
         # when the failure is stored.
         finished = state == states.SUCCESS and not getattr(request, "chord", None)
-        reply_to = getattr(request, "reply_to", None) or ""
-        if state not in states.READY_STATES or not is_replies_key(reply_to):
-            reply_to = ""
-        write = store(key, self.encode(meta), int(expires or 0), reply_to, (member, claim), finished=finished)
-        if state == states.SUCCESS and (keep := getattr(request, KEEP_FIELD, None)) is not None:
+        pair = UNFENCED if fence is None else fence.pair
+        write = self.write_of(task_id, result, state, traceback, request, pair, finished=finished)
+        if (following := following_of(task_id, state, fence)) is not None:
+            write = followed(write, following)
+        elif state == states.SUCCESS and (keep := getattr(request, KEEP_FIELD, None)) is not None:
             write = keep.added_to(write)
-        if bridge.driven():
-            stored = bridge.hand_over(_batch_of(self).add(write))
-        else:
-            stored = _store_patiently(self.client, write)
-        if not stored:
+        if not self._write(write):
             logger.warning("The result of %s is not stored: its worker does not own the task any more.", task_id)
         return result
+
+    def _write(self, write: Store) -> int:
+        if bridge.driven():
+            return bridge.hand_over(_batch_of(self).add(write))
+        return _store_patiently(self.client, write)
 
 
 def _store_patiently(client: redis.Redis, write: Store) -> int:

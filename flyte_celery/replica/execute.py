@@ -14,6 +14,7 @@ import functools
 import pickle
 import queue
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from .. import overrun, redaction
 from ..errors import RuntimeUserError
+from ..fleet.storing import FENCE_FIELD, Fence
 from . import bridge, wire
 
 Outcome = tuple[Any, ...]
@@ -32,8 +34,14 @@ Outcome = tuple[Any, ...]
 
 def trace(*args: Any) -> Outcome:
     """Run Celery's tracer and put what it returned, or raised, into a form that the worker can always read."""
+    properties = args[2]["properties"]
+    fence = properties[FENCE_FIELD] = Fence(*properties[FENCE_FIELD])
     try:
-        failed, value, runtime = fast_trace_task(*args)
+        try:
+            failed, value, runtime = fast_trace_task(*args)
+        finally:
+            if fence.next_attempt is not None and not isinstance(sys.exception(), bridge.Abandoned):
+                fence.next_attempt.backend.end_attempt(fence)  # nothing was stored that it could go with
     except BaseException:
         # `Reject` and `MemoryError` leave the tracer by design; so does whatever tears through everything else.
         return (wire.RAISED, pickled_exception(ExceptionInfo()))

@@ -43,6 +43,3 @@ OK: Final = 0
 RAISED: Final = 1
 #: Outcome `(CANCELLED,)`: the task was cancelled on the worker's request.
 CANCELLED: Final = 2
-
-#: Field of a task's request: what its results are fenced with, see `fleet.storing`.
-FENCE_FIELD: Final = "flyte_celery_fence"

@@ -6,12 +6,12 @@ from datetime import timedelta
 from typing import Any
 
 from celery import signals
-from celery.app.task import Context
 from celery.exceptions import Retry
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 
 from ..attempts import next_attempt
+from ..fleet.storing import FENCE_FIELD, Fence
 from .job import Job
 
 logger = get_logger("flyte_celery.worker")
@@ -20,7 +20,7 @@ logger = get_logger("flyte_celery.worker")
 def fail_or_retry(job: Job, exc: Exception) -> None:
     """End an attempt that failed: submit the next one, if its task has retries left, else tell Celery's request.
 
-    A retry is in the queue before the attempt's own message is acknowledged.
+    A retry is in the queue when, or before, the attempt's own message is acknowledged, see `fleet.storing`.
     """
     request = _request_of(job)
     follows = None
@@ -45,14 +45,22 @@ def _request_of(job: Job) -> Any:
 def _retry(job: Job, request: Any, exc: Exception, delay: float) -> None:
     """What Celery's `Task.retry` and tracer do, in the worker's main process."""
     args, kwargs, embed = request.message.payload
-    fields = {**request.request_dict, **(embed or {}), "args": args, "kwargs": kwargs}
-    context = Context(fields, called_directly=False)
+    fence = Fence(*job.fence)
+    properties = {**request.request_dict["properties"], FENCE_FIELD: fence}
+    fields = {**request.request_dict, **(embed or {}), "args": args, "kwargs": kwargs, "properties": properties}
     task = request.task
-    signature = task.signature_from_request(context, args, kwargs, countdown=delay, retries=job.retries + 1)
-    signature.apply_async()
-    reason = Retry(exc=exc, when=delay, sig=signature)
-    if request.store_errors:
-        task.backend.mark_as_retry(job.task_id, exc, request=context)
+    task.push_request(fields, called_directly=False)
+    try:
+        context = task.request
+        signature = task.signature_from_request(context, args, kwargs, countdown=delay, retries=job.retries + 1)
+        signature.apply_async()
+        reason = Retry(exc=exc, when=delay, sig=signature)
+        if request.store_errors:
+            task.backend.mark_as_retry(job.task_id, exc, request=context)
+        if fence.next_attempt is not None:
+            task.backend.end_attempt(fence)
+    finally:
+        task.pop_request()
     task.on_retry(exc, job.task_id, args, kwargs, None)
     signals.task_retry.send(sender=task, request=context, reason=reason, einfo=None)
     logger.info("Task %s retry: %s", job.words, reason)

@@ -10,6 +10,7 @@ from billiard.einfo import ExceptionInfo
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 
+from ..fleet.storing import FENCE_FIELD, UNFENCED
 from ..replica import wire
 from ..supervisor.wire import encode
 
@@ -49,6 +50,8 @@ class Job:
     run: str = ""
     #: Its claim in the worker's keeper, None without one.
     claim: int | None = None
+    #: What its end is guarded with, see `fleet.storing`.
+    fence: tuple[str, str] = UNFENCED
     #: What it needs that this host has not, see `fleet.needs`; None when it may run here.
     need: str | None = None
     #: When it is over if it has not begun, in seconds since the epoch; known of tasks that may be passed on.
@@ -143,5 +146,5 @@ def frame(number: int, args: tuple[Any, ...], fence: tuple[str, str]) -> bytes:
     """
     name, task_id, request, body, content_type, content_encoding = args
     slim = {key: value for key, value in request.items() if key not in ("args", "kwargs")}
-    slim[wire.FENCE_FIELD] = fence
+    slim["properties"] = {**request["properties"], FENCE_FIELD: fence}
     return encode((wire.RUN, number, name, task_id, slim, body, content_type, content_encoding))

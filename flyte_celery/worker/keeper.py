@@ -23,6 +23,9 @@ from ..fleet.seats import Place, Seats
 
 logger = get_logger("flyte_celery.worker")
 
+#: Seconds between two looks for tasks that have waited in the queue for longer than they may.
+OVERDUE_INTERVAL = 1.0
+
 #: Seconds before the end of its lease at which the replicas of a worker that is cut off are ended, at most, and as a
 #: part of the lease: enough for all of them to be gone when others start replicas in their place.
 MARGIN, MARGIN_SHARE = 1.0, 0.2
@@ -71,6 +74,8 @@ class Keeper:
         self._away = False
         #: Claims that Redis did not take back when it was asked to.
         self._owed: list[int] = []
+        #: When it will look for overdue messages by itself, in monotonic seconds; never, where that was long ago.
+        self._look_at = 0.0
         #: Dead letters of claims that are being given up.
         self._letters: dict[int, str] = {}
 
@@ -238,15 +243,25 @@ class Keeper:
         return []
 
     def look_for_overdue(self) -> None:
-        """Take what has waited in the queue for longer than it may, though there may be no replica for it."""
+        """Take what has waited in the queue for longer than it may, though there may be no replica for it.
+
+        Called once per `OVERDUE_INTERVAL`; where that is not enough it goes on by itself.
+        """
+        if time.monotonic() >= self._look_at + OVERDUE_INTERVAL:
+            self._look_for_overdue(first_ones=True)
+
+    def _look_for_overdue(self, first_ones: bool) -> None:
         if self.deliver is None:
             return
         try:
-            taken = self.claims.claim_overdue()
+            taken, again = self.claims.claim_overdue(first_ones)
             if self.claims.needs:
                 taken += self.claims.take("", MOST_OVERDUE)
             if taken:
                 self.deliver(taken)
+            if again is not None and again < OVERDUE_INTERVAL and self.hub is not None:
+                self._look_at = time.monotonic() + again
+                self.hub.call_later(again, self._look_for_overdue, not again)
         except LeaseLostError:
             self.lease_lost()
         except redis.RedisError as exc:

@@ -29,8 +29,10 @@ from .beside import ONE_CORE, Beside, CannotGive
 from .bounds import share
 from .devices import ReplicaDevices, failure_text
 from .elsewhere import Elsewhere
+from .failing import fail_or_retry
 from .groups import Group, starts_of
 from .job import Job, frame, guarded
+from .keeper import OVERDUE_INTERVAL
 from .limits import TimeLimits
 from .losses import after_loss, after_uncounted_loss, given_up, last_chance, most_attempts, returned_too_often
 from .outcome import report
@@ -51,8 +53,6 @@ REAP_INTERVAL = 1.0
 #: Objects that may be made, and not freed, before the garbage collector looks for circles among them. Python's own
 #: 700 are a few tasks' requests, which are in no circle and cost a quarter of the worker's time.
 _GARBAGE_THRESHOLD = 20_000
-#: Seconds between two looks for tasks that have waited in the queue for longer than they may.
-OVERDUE_INTERVAL = 1.0
 
 _VIEWED = {
     State.STARTING: ReplicaState.STARTING,
@@ -177,6 +177,7 @@ class ReplicaPool(BasePool):
         keeper = self.serving.keeper
         claim = None if keeper is None else int(args[2]["properties"]["delivery_tag"])
         task = None if (known := self._tasks.get(args[0])) is None else effective(known, args[2])
+        fence = self._fence(claim, args[0])
         group, refusal, need = self.group, None, None
         try:
             group = self.beside.group_for(task, replica_options(args[2]))
@@ -189,7 +190,7 @@ class ReplicaPool(BasePool):
             number=number,
             task_name=args[0],
             task_id=correlation_id,
-            frame=frame(number, args, self._fence(claim, args[0])),
+            frame=frame(number, args, fence),
             on_accepted=guarded(accept_callback),
             on_done=guarded(callback),
             on_error=guarded(error_callback, lambda: self._unrecorded(claim)),
@@ -200,6 +201,7 @@ class ReplicaPool(BasePool):
             terminator=self._limits.terminate,
             arrived_at=time.monotonic(),
             claim=claim,
+            fence=fence,
             retries=args[2].get("retries") or 0,
             task=task,
             need=need,
@@ -416,7 +418,7 @@ class ReplicaPool(BasePool):
             if job.terminated or self.stopping.ending:
                 continue
             if replica.breach is not None:
-                job.fail(breaches.failure(job, replica.breach, self.serving.plan.hostname))
+                fail_or_retry(job, breaches.failure(job, replica.breach, self.serving.plan.hostname))
             elif replica.child.reason is StopReason.TERMINATED:
                 self._run_again(job, cause)
             else:

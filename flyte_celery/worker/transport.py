@@ -256,6 +256,9 @@ class Transport(kombu_redis.Transport):
 
     Channel = Claiming
 
+    #: What is published is kombu's own; `client.shortcut` asks.
+    publishes_as_kombus = True
+
 
 class SentinelChannel(Claiming, kombu_redis.SentinelChannel):
     """The same behind Sentinels."""

@@ -299,13 +299,13 @@ class Fleet:
         return found
 
     def waiting(self) -> int:
-        """Messages in all queues, and in the claims of all workers, living or dead."""
-        keys = [name for queue in ("snc", "aio", "zero") for name in names.priority_lists(queue)]
-        claims = [*self.client.scan_iter(names.claims_key("*", "*"))]
-        inboxes = [*self.client.scan_iter(names.inbox_key("*", "*"))]
-        return sum(int(self.client.llen(key)) for key in [*keys, *inboxes]) + sum(
-            int(self.client.hlen(key)) for key in claims
-        )
+        """Messages in all queues, in their future, and in the claims of all workers, living or dead."""
+        queues = ("snc", "aio", "zero")
+        lists = [name for queue in queues for name in names.priority_lists(queue)]
+        lists += self.client.scan_iter(names.inbox_key("*", "*"))
+        hashes = [names.later_messages_key(queue) for queue in queues]
+        hashes += self.client.scan_iter(names.claims_key("*", "*"))
+        return sum(int(self.client.llen(key)) for key in lists) + sum(int(self.client.hlen(key)) for key in hashes)
 
     def results(self, tasks: Iterable[str]) -> dict[str, str]:
         """The state of each task that has one."""

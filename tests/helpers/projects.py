@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 from weakref import WeakSet
 
+import pytest
 from celery import Celery
 from celery.result import AsyncResult
 
@@ -48,6 +52,23 @@ class Project:
     def write(self, source: str, name: str = "proj") -> Path:
         """Write a module; see `workers.write_module`."""
         return write_module(self.folder, source, name)
+
+    @contextmanager
+    def imported(self, name: str = "proj") -> Iterator[ModuleType]:
+        """A module of the project, imported here as an application does, until the end of the block."""
+        with pytest.MonkeyPatch.context() as patch:  # for the import alone: other tests are none of its business
+            for variable, value in self.variables.items():
+                patch.setenv(variable, value)
+            alias = f"{self.folder.name}_{name}"
+            spec = importlib.util.spec_from_file_location(alias, self.folder / f"{name}.py")
+            assert spec is not None and spec.loader is not None
+            module = sys.modules[alias] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        try:
+            yield module
+        finally:
+            del sys.modules[alias]
+            module.app.close()
 
     # -- Workers -----------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ import pytest
 import redis
 from celery import Celery, Task, signals
 from celery._state import _task_stack
+from celery.exceptions import Retry
 from celery.result import AsyncResult
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -28,10 +29,13 @@ from kombu.exceptions import OperationalError
 from kombu.messaging import Producer
 
 import flyte_celery as flyte
+from flyte_celery import names
 from flyte_celery.client import mapping
 from flyte_celery.client.batch import MOST_AT_ONCE, Batch, Turn
 from flyte_celery.client.install import dispatcher_of
 from flyte_celery.client.message import random_id
+from flyte_celery.fleet.later import Later
+from flyte_celery.fleet.storing import FENCE_FIELD, SEEN_WITHIN, Fence
 from flyte_celery.task import set_dispatcher
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.waiting import wait_until
@@ -288,6 +292,123 @@ def test_calls_that_a_template_can_express_use_it(app: Celery, broker: Broker, o
         anything.apply_async((1,), **options)
     _, message = broker.take()
     assert message["body"][0] == [1]
+
+
+# -- Retries ---------------------------------------------------------------------------------------------------------
+
+first_calls = st.fixed_dictionaries(
+    {},
+    optional={
+        "expires": st.sampled_from([600, datetime(2040, 1, 2, tzinfo=UTC)]),
+        "priority": st.integers(0, 9),
+        "headers": st.dictionaries(st.text(min_size=3, max_size=5), values, max_size=2),
+        "shadow": st.text(min_size=1, max_size=5),
+        "time_limit": st.integers(50, 100),
+        "ignore_result": st.booleans(),
+        "root_id": ids,
+        "parent_id": ids,
+        "group_id": ids,
+        "group_index": st.integers(0, 9),
+        "link": st.sampled_from([[], [{"task": "x.y", "args": [1], "kwargs": {}, "options": {}}]]),
+        "link_error": st.just([{"task": "x.z", "args": [], "kwargs": {}, "options": {"task_id": "e"}}]),
+        "chain": st.just([{"task": "x.y", "args": [], "kwargs": {}, "options": {}}]),
+        "chord": st.just({"task": "x.y", "args": [], "kwargs": {}, "options": {"task_id": "c"}}),
+        "replaced_task_nesting": st.integers(0, 2),
+    },
+)
+retries = st.fixed_dictionaries(
+    {},
+    optional={
+        "countdown": st.sampled_from([0, 1.5, 3600]),
+        "eta": st.just(datetime(2040, 1, 2, tzinfo=UTC)),
+        "args": st.lists(values, min_size=1, max_size=1).map(tuple),
+        "priority": st.integers(0, 9),
+    },
+)
+
+
+@contextmanager
+def tracing(task: Any, message: dict[str, Any]) -> Iterator[Fence]:
+    """Run code where Celery's tracer runs a message's task that a worker has claimed; gives the claim's fence."""
+    args, kwargs, embed = message["body"]
+    fence = Fence("test-publish/worker", "1")
+    properties = {**message["properties"], FENCE_FIELD: fence}
+    info = {**message["properties"]["delivery_info"], "priority": message["properties"]["priority"]}
+    fields = {
+        **message["headers"],
+        **embed,
+        "args": args,
+        "kwargs": kwargs,
+        "properties": properties,
+        "reply_to": message["properties"]["reply_to"],
+        "delivery_info": info,
+    }
+    task.push_request(fields, called_directly=False, children=[])
+    _task_stack.push(task)
+    try:
+        yield fence
+    finally:
+        _task_stack.pop()
+        task.pop_request()
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(args=st.lists(values, max_size=2), first=first_calls, options=retries)
+def test_a_retry_that_ends_its_attempt_is_celerys_message(
+    app: Celery, broker: Broker, args: list[Any], first: dict[str, Any], options: dict[str, Any]
+) -> None:
+    task = anything._celery_task()
+    if anything.name not in task.publisher._templates:
+        ready(anything, broker)
+    task.publisher.by_celery(task, *task.outgoing(tuple(args), {}, dict(first)))
+    _, message = broker.take()
+    with tracing(task, message) as fence:
+        with pytest.raises(Retry), only_templates(task):
+            task.retry(**options)
+        assert broker.lists() == [], "it is nobody's before the attempt has ended"
+        assert fence.next_attempt is not None
+        fence.member = ""  # without a fence, as for results that anybody may store
+        following = fence.next_attempt
+        task.backend.end_attempt(fence)
+        later = Later(broker.client, ENV)
+        entries = [entry for entry, _ in later.entries()]
+        assert bool(entries) == (following.wait > SEEN_WITHIN)
+        later.drop(entries)
+        key, ours = (following.key, decoded(json.loads(following.message))) if entries else broker.take()
+        with pytest.raises(Retry):  # a worker without claims has no fence
+            task.request.properties.pop(FENCE_FIELD)
+            task.retry(**options)
+        celerys_key, celerys = broker.take()
+    assert key == celerys_key
+    celerys["properties"].pop("origin")  # it is among the headers, and here nobody reads it
+    (mine, moments), (theirs, their_moments) = comparable(ours, options), comparable(celerys, options)
+    assert mine == theirs
+    assert moments == pytest.approx(their_moments, abs=30)
+
+
+# -- Messages whose time ends ----------------------------------------------------------------------------------------
+
+
+def test_when_the_time_of_a_message_ends_is_noted(app: Celery, broker: Broker) -> None:
+    """For workers, which look through the queue only when it is over; whoever publishes it, and each second once."""
+
+    def ends() -> list[float]:
+        return [second for _, second in broker.client.zrange(names.ends_key(ENV), 0, -1, withscores=True)]  # type: ignore[union-attr]
+
+    anything.delay(1)
+    assert ends() == []
+    limited = anything.override(timeout=flyte.Timeout(max_queued_time=600))
+    for _ in range(5):
+        limited.delay(1)
+    now = time.time()
+    assert 1 <= len(ends()) <= 2
+    assert all(595 <= end - now <= 602 for end in ends())
+    signals.before_task_publish.connect(listen := lambda **_: None)  # Celery publishes
+    try:
+        anything.override(timeout=flyte.Timeout(deadline=1200)).delay(1)
+    finally:
+        signals.before_task_publish.disconnect(listen)
+    assert 1195 <= max(ends()) - now <= 1202
 
 
 # -- Celery's general path -------------------------------------------------------------------------------------------

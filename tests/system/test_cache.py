@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import os
 import signal
@@ -213,24 +212,11 @@ def shared(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Ite
         project.close()
 
 
-def imported(project: Project) -> ModuleType:
-    """The project's module, imported here as an application does."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in project.variables.items():
-            patch.setenv(name, value)
-        spec = importlib.util.spec_from_file_location("cache_proj", project.folder / "proj.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def proj(shared: Project) -> Iterator[ModuleType]:
-    module = imported(shared)
-    yield module
-    module.notes.close()
-    module.app.close()
+    with shared.imported() as module:
+        yield module
+        module.notes.close()
 
 
 @pytest.fixture
@@ -372,6 +358,14 @@ def test_a_map_computes_what_is_missing(proj: ModuleType, notes: redis.Redis, ke
 
 
 # -- Canvas ----------------------------------------------------------------------------------------------------------
+
+
+def test_equal_calls_of_one_moment_compute_no_more_often_than_there_are_slots(
+    proj: ModuleType, notes: redis.Redis, key: str
+) -> None:
+    """All of them were missing when they were made; each looks once more when its turn has come."""
+    assert list(flyte.map(proj.square_sync, [key] * 60, [3] * 60)) == [9] * 60
+    assert 1 <= int(notes.get(f"runs:{key}:3") or 0) <= 2  # type: ignore[arg-type]
 
 
 def test_a_chain_of_hits_makes_no_message(proj: ModuleType, notes: redis.Redis, key: str) -> None:

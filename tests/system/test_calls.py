@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
-import importlib.util
 import itertools
-import sys
 import tracemalloc
 from collections.abc import Iterator
 from types import ModuleType
@@ -224,16 +222,8 @@ def project(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> It
 @pytest.fixture(scope="module")
 def proj(project: Project) -> Iterator[ModuleType]:
     """The project's module, imported here as an application does."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in project.variables.items():
-            patch.setenv(name, value)
-        spec = importlib.util.spec_from_file_location("calls_proj", project.folder / "calls_proj.py")
-        assert spec is not None and spec.loader is not None
-        module = sys.modules["calls_proj"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    yield module
-    del sys.modules["calls_proj"]
-    module.app.close()
+    with project.imported("calls_proj") as module:
+        yield module
 
 
 @pytest.fixture

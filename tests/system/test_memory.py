@@ -18,6 +18,7 @@ from tests.helpers.waiting import wait_until
 
 SOURCE = """
     import asyncio
+    import datetime
     import os
     import subprocess
     import sys
@@ -65,6 +66,16 @@ SOURCE = """
         while not os.path.exists(gate):
             await asyncio.sleep(0.01)
         return flyte.ctx().attempt_number
+
+
+    @shared.task(retries=flyte.RetryStrategy(2, flyte.Backoff(datetime.timedelta(seconds=0.5))))
+    async def grow_at_first(mark: str, attempts: int) -> int:
+        attempt = flyte.ctx().attempt_number
+        with open(mark, "a") as file:
+            file.write(f"{attempt} {time.time()}\\n")
+        if attempt < attempts:
+            await take(800)
+        return attempt
 
 
     @once.task
@@ -117,6 +128,24 @@ def test_a_task_over_its_limit_is_told_what_it_used(project: Project) -> None:
     with pytest.raises(OOMError, match=r"shared\.grow\[.*limit of 256\.0 MiB.*: \d+\.\d MiB at its peak") as caught:
         project.call("shared.grow", 800)
     assert caught.value.code == "OOMKilled"
+
+
+def test_running_out_of_memory_uses_up_retries(project: Project, tmp_path: Path) -> None:
+    """Each attempt has its number, and the back-off holds, as where the body fails by itself."""
+    mark = tmp_path / "mark"
+    assert project.call("shared.grow_at_first", str(mark), 2) == 2
+    begun = [line.split() for line in mark.read_text().splitlines()]
+    assert [attempt for attempt, _ in begun] == ["0", "1", "2"]
+    times = [float(at) for _, at in begun]
+    assert times[1] - times[0] >= 0.5 <= times[2] - times[1]
+
+
+def test_without_any_left_the_caller_is_told(project: Project, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    result = project.send("shared.grow_at_first", str(mark), 9)
+    with pytest.raises(OOMError, match=r"shared\.grow_at_first"):
+        result.get(timeout=PATIENCE)
+    assert [line.split()[0] for line in mark.read_text().splitlines()] == ["0", "1", "2"]
 
 
 def test_a_task_below_its_limit_is_left_alone(project: Project) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import builtins
 import gc
-import importlib.util
 import json
 import threading
 import time
@@ -135,24 +134,11 @@ def shared(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Ite
         project.close()
 
 
-def imported(project: Project) -> ModuleType:
-    """The project's module, imported here as an application does."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in project.variables.items():
-            patch.setenv(name, value)
-        spec = importlib.util.spec_from_file_location("results_proj", project.folder / "proj.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def proj(shared: Project) -> Iterator[ModuleType]:
     """The client of these tests."""
-    module = imported(shared)
-    yield module
-    module.app.close()
+    with shared.imported() as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import redis
 from celery import chain, group
 from celery.exceptions import TimeLimitExceeded
 
@@ -339,6 +340,26 @@ def test_a_task_that_waits_too_long_for_a_replica_ends(project: Project, tasks: 
     assert holder.get(timeout=PATIENCE) == "queued-holder"
     assert notes("queued") == []
     assert waits.delay("queued-not", 0).get(timeout=PATIENCE) == "queued-not"
+
+
+def test_a_task_behind_thousands_of_others_is_told_in_time(project: Project, tasks: ModuleType, notes: Notes) -> None:
+    holder = begun(project, notes, tasks.hold_sync, "behind-holder")
+    results = [tasks.sleep_sync.delay(f"ahead-{n}", 0) for n in range(20)]
+    with redis.Redis.from_url(project.url) as client:
+        ahead = project.wait(lambda: client.lindex("timed-sync", 0), description="a message that waits")
+        for start in range(0, 6000, 1000):
+            copies = [ahead.replace(results[-1].id.encode(), b"%036d" % n) for n in range(start, start + 1000)]
+            client.lpush("timed-sync", *copies)
+        waits = tasks.sleep_sync.override(timeout=flyte.Timeout(max_queued_time=1))
+        late = waits.delay("behind", 0)
+        client.lpush("timed-sync", *copies)
+        with pytest.raises(MaxQueuedTimeExceededError):
+            late.get(timeout=PATIENCE)
+        assert client.llen("timed-sync") > 5000
+        client.delete("timed-sync")
+    tasks.notes.set("gate-behind-holder", 1)
+    assert holder.get(timeout=PATIENCE) == "behind-holder"
+    assert notes("behind") == []
 
 
 def test_time_before_its_countdown_is_no_waiting(tasks: ModuleType) -> None:

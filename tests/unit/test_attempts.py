@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from flyte_celery.attempts import Times, next_attempt, stamped
+from flyte_celery.attempts import Times, end_of, next_attempt, stamped
 from flyte_celery.environment import TaskEnvironment
 from flyte_celery.errors import DeadlineExceededError, MaxRuntimeExceededError, NonRecoverableError
 from flyte_celery.names import TIMES_HEADER
@@ -107,3 +108,20 @@ def test_no_attempt_begins_after_the_deadline() -> None:
     assert isinstance(late, DeadlineExceededError)
     assert "ValueError: x" in str(late)
     assert "60 s" in str(late)
+
+
+@pytest.mark.parametrize("limit", [1.0, 59.5, 3600.0, 30 * 86400.0])
+def test_the_end_of_a_messages_time_is_known_to_a_ten_thousandth(limit: float) -> None:
+    """So no more than ten thousand ends of one limit are to be remembered."""
+    ends = set()
+    for second in range(0, 20_000, 7):
+        until = 1_000_000.25 + second + limit
+        end = end_of({TIMES_HEADER: {"submitted": 0, "queued": until - limit, "until": until}})
+        assert until < end <= until + max(1, limit / 9_999 + 1)
+        ends.add(end)
+    assert len(ends) <= 20_000 / max(7, limit / 10_000) + 2
+
+
+@pytest.mark.parametrize("headers", [None, {}, {TIMES_HEADER: "x"}, {TIMES_HEADER: {"queued": 1.0, "until": math.inf}}])
+def test_what_may_wait_for_ever_has_no_end(headers: dict[str, object] | None) -> None:
+    assert end_of(headers) == 0

@@ -9,6 +9,7 @@
 --
 -- Returns for each claim 1 when it was put aside, 2 when it is due already and stays claimed, 0 when it was no longer
 -- claimed; or -1 when the worker has lost its lease.
+--include put_aside
 local lease = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if not lease or tonumber(lease) <= 0 then
     return -1
@@ -24,12 +25,7 @@ for i = 3, #ARGV, 5 do
         answers[#answers + 1] = 0
     else
         redis.call('HDEL', KEYS[3], id)
-        if redis.call('HEXISTS', KEYS[5], entry) == 1 then
-            entry = entry .. ' ' .. ARGV[1] .. ' ' .. id
-        end
-        redis.call('ZADD', KEYS[4], due, entry)
-        redis.call('HSET', KEYS[5], entry, ARGV[i + 3] .. ':' .. ARGV[i + 4])
-        redis.call('ZADD', KEYS[6], 'LT', due, ARGV[2])
+        put_aside(KEYS[4], KEYS[5], KEYS[6], ARGV[2], entry, ARGV[1] .. ' ' .. id, due, ARGV[i + 3], ARGV[i + 4])
         answers[#answers + 1] = 1
     end
 end

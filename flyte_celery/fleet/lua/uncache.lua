@@ -3,14 +3,9 @@
 -- KEYS  1 uses   2 entries   3 counts   then the entry of each   ARGV  member of each
 --
 -- Returns how many there were.
+--include forget
 local forgotten = 0
 for i, member in ipairs(ARGV) do
-    local known = redis.call('HGET', KEYS[2], member)
-    if known then
-        redis.call('HINCRBY', KEYS[3], 'bytes', -tonumber(string.match(known, '^%d+ (%d+)')))
-        redis.call('HDEL', KEYS[2], member)
-    end
-    redis.call('ZREM', KEYS[1], member)
-    forgotten = forgotten + redis.call('DEL', KEYS[3 + i])
+    forgotten = forgotten + forget(KEYS[1], KEYS[2], KEYS[3], member, KEYS[3 + i])
 end
 return forgotten

@@ -88,7 +88,7 @@ def test_a_parked_message_is_no_claim_any_more_and_comes_back_when_it_is_due(
 def test_what_is_due_first_comes_first_behind_what_waits(claims: Claims, later: Later, server: redis.Redis) -> None:
     now = time.time()
     c, a, b = claim(claims, "c", "a", "b")
-    claims.park([(c, now + 0.03), (a, now + 0.01), (b, now + 0.02)])
+    claims.park([(c, now + 0.9), (a, now + 0.7), (b, now + 0.8)])
     server.lpush(QUEUE, json.dumps({"headers": {"id": "waiting"}, "properties": {}}))
     wait_until(lambda: later.move_due() is None)
     assert queued(server) == ["waiting", "a", "b", "c"]
@@ -97,7 +97,7 @@ def test_what_is_due_first_comes_first_behind_what_waits(claims: Claims, later: 
 def test_a_message_keeps_its_priority(claims: Claims, later: Later, server: redis.Redis) -> None:
     urgent = claim(claims, "urgent")
     lazy = claim(claims, "lazy", priority=9)
-    claims.park([(each, time.time() + 0.02) for each in lazy + urgent])
+    claims.park([(each, time.time() + 0.5) for each in lazy + urgent])
     wait_until(lambda: later.move_due() is None)
     assert (queued(server), queued(server, 9)) == (["urgent"], ["lazy"])
 

@@ -96,7 +96,7 @@ def test_what_was_passed_on_is_no_claim_any_more_and_is_taken_by_another(
     for each in taken:
         other.ack(each.id)
     other.flush()
-    assert other.claim_overdue() == []
+    assert other.claim_overdue() == ([], None)
     assert {key.decode() for key in server.scan_iter()} == {names.workers_key()}
 
 

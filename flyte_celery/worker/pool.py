@@ -99,6 +99,8 @@ class ReplicaPool(BasePool):
         self.stopping = Stopping(self, self.serving.grace)
         self._wakeup = SignalWakeup()
         self._considering = False
+        #: Whether a look is due for a replica that may make way.
+        self._looks_again = False
         #: Running average of task durations in seconds, None before the first.
         self.mean_duration: float | None = None
 
@@ -136,6 +138,7 @@ class ReplicaPool(BasePool):
             keeper.hand_back_now()
         elif self.serving.redelivers:
             self._expect_everything_again()
+        self._looks_again = False  # Celery has emptied the event loop
         self.start_timers(loop)
         self.on_change()
 
@@ -675,6 +678,14 @@ class ReplicaPool(BasePool):
         if group.by_run and not self.stopping.begun:
             for text in self.run_scope.make_way(group, full):
                 tell(Reason.MADE_WAY, text)
+            hub, seconds = self.replicas.hub, self.run_scope.moment(group)
+            if hub is not None and seconds is not None and not self._looks_again:
+                self._looks_again = True
+                hub.call_later(seconds, self._look_again)
+
+    def _look_again(self) -> None:
+        self._looks_again = False
+        self.dispatch()
 
     # -- Recycling ---------------------------------------------------------------------------------------------------
 

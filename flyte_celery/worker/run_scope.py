@@ -11,7 +11,7 @@ from celery.utils.log import get_logger
 from ..replica import wire
 from ..supervisor.lifecycle import Drain, Revive, State, StopReason
 from .lines import Lines
-from .runs import Held, homeless, is_stuck, makes_way, replicas_needed
+from .runs import Held, homeless, is_stuck, makes_way, next_spare_at, replicas_needed
 
 if TYPE_CHECKING:
     from .groups import Group
@@ -26,8 +26,14 @@ LINGERS = 1.0
 #: Seconds after which a replica makes way though the maximum is not reached: the host has no place for another one.
 PATIENCE = 3.0
 
+#: Seconds between two looks for a replica that has been idle for long enough to make way, at least.
+SHORTEST_MOMENT = 0.005
+
 #: Most tasks of other runs that a worker claims while it looks for the children of parents that wait in its replicas.
-MOST_SET_ASIDE = 10_000
+MOST_FOR_CHILDREN = 10_000
+
+#: The same while it looks for other tasks of runs whose replicas have free slots.
+MOST_FOR_OTHERS = 100
 
 #: Characters of a run's id that are shown.
 SHOWN = 8
@@ -73,17 +79,20 @@ class RunScope:
         return max(len(group.waiting), needed * limits.concurrency - running)
 
     def set_aside(self, group: Group) -> int:
-        """Claims in whose place others may be claimed: the children of parents that wait here may be behind them.
+        """Claims in whose place others may be claimed: what a replica with a free slot may take may be behind them.
 
         Twice as many as there are, so that a long queue is soon looked through.
         """
         waiting = len(group.waiting)
-        if not waiting or not any(
-            replica.suspended and (self._replicas.has_slot(replica) or replica.child.state is State.DRAINING)
-            for replica in self._replicas.of(group)
-        ):
+        if not waiting:
             return 0
-        return min(2 * waiting, max(waiting, MOST_SET_ASIDE))
+        replicas = self._replicas.of(group)
+        useful = [each for each in replicas if each.run is not None and self._replicas.has_slot(each)]
+        useful += [each for each in replicas if each.suspended and each.child.state is State.DRAINING]
+        if not useful:
+            return 0
+        most = MOST_FOR_CHILDREN if any(each.suspended for each in useful) else MOST_FOR_OTHERS
+        return min(2 * waiting, max(waiting, most))
 
     def revivable(self, replica: Replica) -> bool:
         """Whether a draining replica is of use to what waits."""
@@ -143,6 +152,13 @@ class RunScope:
             told.append(f"Replica {going.number} of run {short(going.run)} makes way for run {short(run)}: {does}.")
         return told
 
+    def moment(self, group: Group) -> float | None:
+        """Seconds until the next look whether a replica makes way is worth it; None when nothing but events matters."""
+        if not group.waiting:
+            return None
+        spare_at = next_spare_at(_lines(group).heads(), self._held(group))
+        return None if spare_at is None else max(SHORTEST_MOMENT, spare_at - time.monotonic())
+
     def strays(self, group: Group, patience: float) -> list[Job]:
         """Tasks that have waited here for so many seconds and must go on waiting, which another worker may run.
 
@@ -175,6 +191,7 @@ class RunScope:
                 idle_since=replica.child.idle_since,
                 bound_at=replica.bound_at,
                 start_took=_start_took(replica),
+                over=replica.run in self._over,
             )
             for replica in self._replicas.of(group)
         ]

@@ -20,9 +20,12 @@ from dataclasses import dataclass
 
 from ..supervisor.lifecycle import State
 
-#: A busy replica makes way only after it has served its run for so many times the time that its start took: runs that
-#: take turns would start a replica for each task.
+#: A replica that was bound for so many times the time that its start took was worth it, and makes way for another run:
+#: without this runs that take turns would start a replica for each task.
 WORTH = 10
+
+#: Seconds that a start costs at least: the first task finds everything cold.
+CHEAPEST = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,24 @@ class Held:
 
     start_took: float = 0.0
     """Seconds from the beginning of its process to its readiness."""
+
+    over: bool = False
+    """Whether its run is known to be over."""
+
+    @property
+    def cost(self) -> float:
+        """Seconds that another one in its place would cost."""
+        return max(self.start_took, CHEAPEST)
+
+    @property
+    def worth_it_at(self) -> float:
+        """From when on it makes way though it has work."""
+        return self.bound_at + WORTH * self.cost
+
+    @property
+    def spare_at(self) -> float:
+        """From when on it makes way when it has none: also as soon as it was idle for as long as a start takes."""
+        return 0.0 if self.over else min(self.idle_since + self.cost, self.worth_it_at)
 
 
 def replicas_needed(waiting: Mapping[str, int], replicas: Sequence[Held], concurrency: int, buffer: int = 0) -> int:
@@ -91,8 +112,8 @@ def homeless(waiting: Mapping[str, int], replicas: Sequence[Held]) -> list[str]:
 def makes_way(waiting: Mapping[str, int], replicas: Sequence[Held], now: float) -> Held | None:
     """Which replica is to end so that a homeless run can have one; None when there is no such run, or no such replica.
 
-    At once one that has nothing to do. Else, when the task that came first is a homeless run's, one of the run with
-    the most replicas, with the fewest tasks to finish.
+    First one that has nothing to do: at once when its run is over, else after a moment. When there is none, and the
+    task that came first is a homeless run's, one of the run with the most replicas, with the fewest tasks to finish.
 
     Args:
         waiting: The runs that have waiting tasks, each with the number of its first one, in order of arrival.
@@ -103,21 +124,36 @@ def makes_way(waiting: Mapping[str, int], replicas: Sequence[Held], now: float) 
     coming = sum(each.state is State.STOPPING or (each.run is None and _stays(each)) for each in replicas)
     if len(without) <= coming:
         return None
-    movable = [each for each in replicas if each.run is not None and each.state is State.READY and not each.suspended]
-    idle = [each for each in movable if not each.running and each.run not in waiting]
-    if idle:
-        return min(idle, key=lambda each: (each.idle_since, each.number))
+    if idle := _idle(waiting, replicas):
+        spare = [each for each in idle if each.spare_at <= now]
+        return min(spare, key=lambda each: (not each.over, each.idle_since, each.number), default=None)
+    movable = [each for each in replicas if _is_movable(each)]
     coming += sum(each.state is State.DRAINING and not each.suspended for each in replicas)
     if len(without) <= coming or min(waiting, key=waiting.__getitem__) not in without:
         return None
     have = Counter(each.run for each in replicas if each.state is State.READY)
-    served = [each for each in movable if each.lasting and now - each.bound_at >= WORTH * each.start_took]
+    served = [each for each in movable if each.lasting and each.worth_it_at <= now]
     return min(served, key=lambda each: (-have[each.run], each.running, each.bound_at, each.number), default=None)
+
+
+def next_spare_at(waiting: Mapping[str, int], replicas: Sequence[Held]) -> float | None:
+    """When the next replica without work may make way for a homeless run; None where there is no such thing."""
+    if not homeless(waiting, replicas):
+        return None
+    return min((each.spare_at for each in _idle(waiting, replicas)), default=None)
 
 
 def is_stuck(waiting: Mapping[str, int], replicas: Sequence[Held]) -> bool:
     """Whether a run is homeless and stays so until some parent's children are done: every replica has such parents."""
     return bool(replicas and homeless(waiting, replicas)) and all(each.suspended for each in replicas)
+
+
+def _is_movable(replica: Held) -> bool:
+    return replica.run is not None and replica.state is State.READY and not replica.suspended
+
+
+def _idle(waiting: Mapping[str, int], replicas: Sequence[Held]) -> list[Held]:
+    return [each for each in replicas if _is_movable(each) and not each.running and each.run not in waiting]
 
 
 def _stays(replica: Held) -> bool:

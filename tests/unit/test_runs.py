@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flyte_celery.supervisor.lifecycle import State
-from flyte_celery.worker.runs import WORTH, Held, homeless, is_stuck, makes_way, replicas_needed
+from flyte_celery.worker.runs import WORTH, Held, homeless, is_stuck, makes_way, next_spare_at, replicas_needed
 
 NOW = 1000.0
 
@@ -62,6 +63,20 @@ class TestMakingWay:
         replicas = [Held(1, "a", idle_since=9), Held(2, "b", idle_since=7), Held(3, "c", running=1)]
         going = makes_way({"z": 1}, replicas, NOW)
         assert going is not None and going.number == 2
+
+    def test_an_idle_one_of_a_run_that_goes_on_has_a_moment_for_the_next_task(self) -> None:
+        """As long as its start took, and never longer than its start was worth."""
+        idle = [Held(1, "a", idle_since=NOW, bound_at=NOW - 10, start_took=3)]
+        assert makes_way({"z": 1}, idle, NOW + 2.9) is None
+        assert next_spare_at({"z": 1}, idle) == NOW + 3
+        assert makes_way({"z": 1}, idle, NOW + 3) == idle[0]
+        busy_until_now = [replace(idle[0], bound_at=NOW - 3 * WORTH)]
+        assert makes_way({"z": 1}, busy_until_now, NOW) == busy_until_now[0]
+        assert next_spare_at({"a": 1}, idle) is None
+
+    def test_an_idle_one_whose_run_is_over_goes_at_once_and_first(self) -> None:
+        replicas = [Held(1, "a", idle_since=1), Held(2, "b", idle_since=NOW, start_took=3, over=True)]
+        assert makes_way({"z": 1}, replicas, NOW) == replicas[1]
 
     def test_an_idle_one_goes_though_another_one_drains(self) -> None:
         replicas = [Held(1, "a", State.DRAINING, running=1), Held(2, "b")]

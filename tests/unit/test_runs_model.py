@@ -99,7 +99,7 @@ class World:
                 self.replicas.append(Replica(self.numbers))
         heads = {str(task.run): task.number for task in reversed(self.waiting)}
         while len(self.replicas) == self.highest:
-            going = makes_way(heads, [each.held for each in self.replicas], 0.0)
+            going = makes_way(heads, [each.held for each in self.replicas], now=1e6)
             if going is None:
                 break
             replica = next(each for each in self.replicas if each.number == going.number)

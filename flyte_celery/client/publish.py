@@ -196,6 +196,7 @@ class Publisher:
             self._line = self._line or Line(self.app)
             self._line.note_ends(task.queue.name, [end])
         except _ERRORS as exc:
+            self._line = None
             logger.debug("%s: nobody knows when the time of a message ends: %s", task.name, exc)
 
     def _unreachable(self, task: Any, exc: BaseException) -> OperationalError:

@@ -31,7 +31,9 @@ class Scene:
             self._refill(environment)
             return [member for member in self._staying(environment) if self.fleet.running(member)]
 
-        return self.chance.choice(self.fleet.wait(busy, 30 + self.fleet.patience, f"a running task in a worker of {environment}"))
+        return self.chance.choice(
+            self.fleet.wait(busy, 30 + self.fleet.patience, f"a running task in a worker of {environment}")
+        )
 
     def busy_replica(self, environment: str) -> tuple[Member, int]:
         """A replica of the environment that runs tasks just now, and its worker."""

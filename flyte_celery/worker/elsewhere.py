@@ -57,7 +57,8 @@ class Elsewhere:
         self._unoffered: set[str] = set()
         self._asks_at = 0.0
         self._taking = False
-        self._turn = 0
+        #: When something of a need was last taken, in monotonic seconds: needs for the same devices take turns.
+        self._taken_at: dict[str, float] = {}
 
     @property
     def _keeper(self) -> Keeper | None:
@@ -146,6 +147,7 @@ class Elsewhere:
         """
         self._pass_on()  # a connection that is lost takes what the event loop was asked for with it
         self._known = list(needs)
+        self._taken_at = {need: at for need, at in self._taken_at.items() if need in needs}
         self._own.intersection_update(needs)
         self._unoffered.intersection_update(needs)
         if self._keeper is None or self._keeper.rests:
@@ -168,12 +170,14 @@ class Elsewhere:
         self._taking = False
         if (keeper := self._keeper) is None or keeper.rests:
             return
-        self._turn += 1  # needs for the same devices take turns
-        first = self._turn % max(1, len(self._known))
-        for need in self._known[first:] + self._known[:first]:
+        for need in sorted(self._known, key=lambda need: self._taken_at.get(need, 0.0)):
             resources = self._servable(need)
             room = 0 if resources is None else self._beside.room_for(need, resources)
-            if room > 0 and not keeper.take(need, room) and need in self._known:
+            if room <= 0:
+                continue
+            if keeper.take(need, room):
+                self._taken_at[need] = time.monotonic()
+            elif need in self._known:
                 self._known.remove(need)  # until the next look
 
     def _servable(self, need: str) -> Resources | None:

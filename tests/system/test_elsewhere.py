@@ -237,7 +237,7 @@ class TestNobody:
         listed = hosts.celery("env", "elsewhere", "list", "train").stdout
         assert all(f"train  {each.id}  needs 1 x L4" in listed for each in urgent_last)
         assert hosts.call("train.look")["host"] == "plain"
-        assert hosts.status_at("plain")["running"] == 0
+        hosts.wait(lambda: not hosts.status_at("plain")["running"], description="a worker that holds none of them")
         assert plain.log().count("tasks need 1 x L4") == 1
         hosts.host("l4", "--devices", "L4:1")
         for each in urgent_last:

@@ -22,7 +22,7 @@ from kombu.utils.encoding import ensure_bytes
 from .. import suspension
 from ..context import current_run
 from ..fleet.scripts import script
-from ..fleet.storing import UNFENCED, store
+from ..fleet.storing import UNFENCED, arguments, store
 from ..names import is_replies_key
 from .message import random_id
 from .readers import ThreadWait, left
@@ -77,7 +77,7 @@ class _Replies:
                 return stored
             if keep is not None:
                 write = store(key.decode(), payload, int(self.expires or 0), "", UNFENCED, finished=False)
-                backend.ensure(script("store").run, (self.client, *keep.added_to(write)))
+                backend.ensure(script("store").run, (self.client, *arguments([keep.added_to(write)])))
             if is_replies_key(reply_to):
                 backend.ensure(self.client.publish, (reply_to, announcement(key, ensure_bytes(payload))))
         return stored

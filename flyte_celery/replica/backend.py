@@ -16,12 +16,11 @@ import redis.asyncio
 from celery import states
 from celery.utils.log import get_logger
 from kombu.utils.encoding import bytes_to_str
-from redis.exceptions import NoScriptError
 
 from ..client.backend import KEEP_FIELD, RepliesBackend
 from ..fleet.patience import backoff, passes
 from ..fleet.scripts import script
-from ..fleet.storing import UNFENCED, Store, store
+from ..fleet.storing import UNFENCED, Store, arguments, by_worker, store
 from ..names import is_replies_key
 from . import bridge
 from .wire import FENCE_FIELD
@@ -34,8 +33,10 @@ REPLACES = ("redis", "rediss", "redis+socket")
 #: Seconds after which a write is tried again: the connection may be dead without having said so.
 WRITE_TIMEOUT = 10.0
 
-#: Most results in one write.
+#: Most results in one write, and most characters unless one result alone has more: a bound on how long it keeps the
+#: server busy.
 MOST_AT_ONCE = 200
+MOST_CHARACTERS = 1024 * 1024
 
 
 class ReplicaBackend(RepliesBackend):
@@ -70,7 +71,8 @@ class ReplicaBackend(RepliesBackend):
 def _store_patiently(client: redis.Redis, write: Store) -> int:
     for delay in backoff():
         try:
-            return int(script("store").run(client, *write))
+            [stored] = script("store").run(client, *arguments([write]))
+            return int(stored)
         except (redis.RedisError, OSError) as exc:
             if not passes(exc):
                 raise
@@ -99,7 +101,8 @@ class ResultBatch:
     async def _write(self) -> None:
         try:
             while self._waiting:
-                now, self._waiting = self._waiting[:MOST_AT_ONCE], self._waiting[MOST_AT_ONCE:]
+                size = _first_write([store for store, _ in self._waiting[:MOST_AT_ONCE]])
+                now, self._waiting = self._waiting[:size], self._waiting[size:]
                 for (_, done), outcome in zip(now, await self._execute([store for store, _ in now]), strict=True):
                     if done.done():
                         continue
@@ -126,17 +129,25 @@ class ResultBatch:
 
     async def _attempt(self, stores: list[Store]) -> list[Any]:
         """One write; the outcome of each, which is an exception where there is no other."""
-        try:
-            pipe: Any = self._client.pipeline(transaction=False)
-            for write in stores:
-                pipe.execute_command(*script("store").command(*write))
-            outcomes: list[Any] = await pipe.execute(raise_on_error=False)
-            if any(isinstance(outcome, NoScriptError) for outcome in outcomes):
-                await self._client.script_load(script("store").text)
-                return await self._attempt(stores)
-            return outcomes
-        except (redis.RedisError, OSError) as exc:
-            return [exc] * len(stores)
+        outcomes: list[Any] = [None] * len(stores)
+        for places in by_worker(stores):
+            try:
+                written = await script("store").run_async(self._client, *arguments([stores[place] for place in places]))
+            except (redis.RedisError, OSError) as exc:
+                written = [exc] * len(places)
+            for place, outcome in zip(places, written, strict=True):
+                outcomes[place] = outcome
+        return outcomes
+
+
+def _first_write(stores: list[Store]) -> int:
+    """How many of some results go in one write."""
+    characters = 0
+    for place, each in enumerate(stores):
+        characters += len(each.payload)
+        if characters > MOST_CHARACTERS:
+            return max(1, place)
+    return len(stores)
 
 
 _batches: dict[asyncio.AbstractEventLoop, ResultBatch] = {}

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery.app.task import extract_exec_options
 from celery.utils.saferepr import saferepr
-from kombu.utils.json import JSONEncoder
+
+from ..kombu_json import dumps
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -51,10 +52,6 @@ EXPRESSIBLE = frozenset(
 #: Longest text of arguments that is put together here: further on, Celery's rules of shortening begin to matter.
 _SHORT = 500
 
-#: kombu's encoder, which knows dates, UUIDs and what was registered with `register_type`.
-_json = JSONEncoder().encode
-
-
 #: Headers that `MessageTemplate.fill` gives a value.
 _FILLED_IN = frozenset(
     {
@@ -77,7 +74,7 @@ _FILLED_IN = frozenset(
 
 def _members(values: dict[str, Any]) -> str:
     """The members of a JSON object, to be put between braces with others."""
-    return _json(values)[1:-1]
+    return dumps(values)[1:-1]
 
 
 class Inexpressible(Exception):
@@ -200,7 +197,7 @@ class MessageTemplate:
             if not self._names.isdisjoint(own):
                 raise Inexpressible("headers in place of Celery's")
             headers.update(own)
-        body = base64.b64encode(_json((args, kwargs, self._embed)).encode()).decode()
+        body = base64.b64encode(dumps((args, kwargs, self._embed)).encode()).decode()
         text = (
             f'{{{self._content}, "body": "{body}", "headers": {{{self._headers}, {_members(headers)}}}, '
             f'"properties": {{{self._properties}, {_members(properties)}}}}}'

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import cached_property
 from typing import Any
 
+import hiredis
 import redis
 import redis.asyncio
 from celery import states
 from celery.utils.log import get_logger
+from kombu.exceptions import EncodeError
 from kombu.utils.encoding import bytes_to_str
 
-from ..client.backend import KEEP_FIELD, RepliesBackend
+from .. import kombu_json
+from ..client.backend import CACHED_FIELD, KEEP_FIELD, RepliesBackend
 from ..fleet.patience import backoff, passes
 from ..fleet.scripts import script
 from ..fleet.storing import UNFENCED, Store, arguments, by_worker, store
@@ -41,6 +45,37 @@ MOST_CHARACTERS = 1024 * 1024
 
 class ReplicaBackend(RepliesBackend):
     """Stores results of tasks on the event loop in batches, and those of sync tasks in one command."""
+
+    def _encode(self, data: Any) -> Any:
+        """As Celery's, by an encoder that is there already where results are kombu's JSON."""
+        if self.serializer == "json" and kombu_json.was_kombus():
+            try:
+                return kombu_json.CONTENT_TYPE, kombu_json.CONTENT_ENCODING, kombu_json.dumps(data)
+            except Exception as exc:
+                raise EncodeError(exc) from exc
+        return super()._encode(data)
+
+    def _get_result_meta(
+        self, result: Any, state: Any, traceback: Any, request: Any, *more: Any, **options: Any
+    ) -> Any:
+        """As Celery's, which looks up for each result whether it is to be an extended one."""
+        if state != states.SUCCESS or more or options or self._extended or getattr(request, CACHED_FIELD, False):
+            return super()._get_result_meta(result, state, traceback, request, *more, **options)
+        meta = {
+            "status": state,
+            "result": result,
+            "traceback": traceback,
+            "children": self.current_task_children(request),
+            "date_done": self.app.now().isoformat(),
+        }
+        for field, name in (("group_id", "group"), ("parent_id", "parent_id")):
+            if value := getattr(request, name, None):
+                meta[field] = value
+        return meta
+
+    @cached_property
+    def _extended(self) -> bool:
+        return bool(self.app.conf.find_value_for_key("extended", "result"))
 
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
@@ -161,6 +196,28 @@ def _batch_of(backend: ReplicaBackend) -> ResultBatch:
     return batch
 
 
+class _Packing:
+    """Mixed into redis-py's asyncio connections, which write commands in Python; one of ours has many arguments."""
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        """A command in the form in which it is sent."""
+        if " " in args[0]:  # redis-py's own, when it connects
+            return super().pack_command(*args)  # type: ignore[misc,no-any-return]
+        return [hiredis.pack_command(args)]
+
+
+class _Connection(_Packing, redis.asyncio.Connection):
+    pass
+
+
+class _UnixConnection(_Packing, redis.asyncio.UnixDomainSocketConnection):
+    pass
+
+
+class _SSLConnection(_Packing, redis.asyncio.SSLConnection):
+    pass
+
+
 def _async_client(connparams: dict[str, Any]) -> redis.asyncio.Redis:
     """An asyncio client with the connection parameters of Celery's backend."""
     params = {name: value for name, value in connparams.items() if name not in ("max_connections", "connection_class")}
@@ -168,11 +225,11 @@ def _async_client(connparams: dict[str, Any]) -> redis.asyncio.Redis:
     params["socket_timeout"] = WRITE_TIMEOUT
     kind = connparams.get("connection_class")
     if kind is None:
-        connection: type[Any] = redis.asyncio.Connection
+        connection: type[Any] = _Connection
     elif issubclass(kind, redis.UnixDomainSocketConnection):
-        connection = redis.asyncio.UnixDomainSocketConnection
+        connection = _UnixConnection
     else:
-        connection = redis.asyncio.SSLConnection
+        connection = _SSLConnection
     return redis.asyncio.Redis(connection_pool=redis.asyncio.ConnectionPool(connection_class=connection, **params))
 
 

@@ -20,24 +20,37 @@ from collections.abc import Callable
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
+from celery.app.task import Context
 from celery.app.trace import fast_trace_task
 from celery.exceptions import SoftTimeLimitExceeded
 
-from .. import overrun, redaction
+from .. import kombu_json, overrun, redaction
 from ..errors import RuntimeUserError
 from . import bridge, wire
 
 Outcome = tuple[Any, ...]
 
 
-def trace(*args: Any) -> Outcome:
+def trace(
+    name: str, task_id: str, request: dict[str, Any], body: Any, content_type: str | None, content_encoding: str | None
+) -> Outcome:
     """Run Celery's tracer and put what it returned, or raised, into a form that the worker can always read."""
     try:
-        failed, value, runtime = fast_trace_task(*args)
+        if content_type == kombu_json.CONTENT_TYPE and kombu_json.was_kombus():
+            body, content_type = kombu_json.loads(body), None  # what is accepted the worker has looked at
+        if request.get("headers") is None:
+            request["headers"] = {header: request[header] for header in _own_headers(tuple(request))}
+        failed, value, runtime = fast_trace_task(name, task_id, request, body, content_type, content_encoding)
     except BaseException:
         # `Reject` and `MemoryError` leave the tracer by design; so does whatever tears through everything else.
         return (wire.RAISED, pickled_exception(ExceptionInfo()))
     return (wire.OK, failed, pickled_exception(value) if failed else value, runtime)
+
+
+@functools.lru_cache(maxsize=256)
+def _own_headers(fields: tuple[str, ...]) -> tuple[str, ...]:
+    """Which fields of a request are headers of the caller's own, as Celery finds out for each request anew."""
+    return tuple(Context(dict.fromkeys(fields)).headers or ())
 
 
 def keep_secrets(task: Any) -> None:

@@ -125,6 +125,7 @@ class ReplicaPool(BasePool):
             keeper.on_lease_lost = self._renew
             keeper.on_proof = self.replicas.keep_until
             self.replicas.keep_until(keeper.safe_until)  # proven before anybody listened
+            keeper.on_delivered = self.dispatch
             keeper.count_suspended = lambda: self.suspended + self.beside.claimed
             # Celery has forgotten what it had scheduled or limited before it lost its connection; what is here stays.
             keeper.hand_back_now()
@@ -204,7 +205,8 @@ class ReplicaPool(BasePool):
                 return job
             self.jobs[number] = job
             job.group.waiting.add(job)
-            self.dispatch()
+            if keeper is None or not keeper.delivering:
+                self.dispatch()
         return job
 
     def _admitted(self, job: Job, request: Mapping[str, Any]) -> bool:
@@ -368,6 +370,9 @@ class ReplicaPool(BasePool):
             self._attempts.ended(job)
             self._redelivery.ended(job, outcome)
             report(job, outcome, ending=self.stopping.ending)
+
+    def settled(self) -> None:
+        """All is read that a replica had to say."""
         self.dispatch()
 
     def _learn(self, seconds: float) -> None:

@@ -75,6 +75,9 @@ class Owner(Protocol):
     def done(self, replica: Replica, number: int, outcome: tuple[Any, ...]) -> None:
         """A task has ended."""
 
+    def settled(self) -> None:
+        """Tasks have ended, and all is read that their replica had to say."""
+
     def lost(self, replica: Replica, cause: str) -> None:
         """A replica has ended with tasks."""
 
@@ -432,12 +435,14 @@ class Replicas:
 
     def _on_readable(self, replica: Replica) -> None:
         messages, closed = replica.line.receive()
+        ended = False
         for message in messages:
             match message:
                 case (wire.ACCEPTED, number, at):
                     self._owner.accepted(replica, number, at)
                 case (wire.DONE, number, outcome):
                     self._owner.done(replica, number, outcome)
+                    ended = True
                 case (wire.SUSPENDED, number):
                     self._forget_wait(replica, number)
                     if number in replica.jobs:
@@ -453,6 +458,8 @@ class Replicas:
                 case (wire.START_FAILED, error):
                     self.blame_device(replica, error)
                     self.step(replica, StartupFailed(error))
+        if ended:
+            self._owner.settled()
         if closed:
             # How it ended comes from the launcher, which reaps it; until then it takes nothing.
             self._unwatch(replica.line)

@@ -8,7 +8,9 @@ more stores nothing.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -95,7 +97,7 @@ class ReplicaBackend(RepliesBackend):
         if state == states.SUCCESS and (keep := getattr(request, KEEP_FIELD, None)) is not None:
             write = keep.added_to(write)
         if bridge.driven():
-            stored = bridge.hand_over(_batch_of(self).add(write))
+            stored = bridge.park(functools.partial(_batch_of(self).add, write))
         else:
             stored = _store_patiently(self.client, write)
         if not stored:
@@ -121,30 +123,22 @@ class ResultBatch:
 
     def __init__(self, client: redis.asyncio.Redis) -> None:
         self._client = client
-        self._waiting: list[tuple[Store, asyncio.Future[int]]] = []
+        self._waiting: list[tuple[Store, Callable[[Any], None]]] = []
         self._writer: asyncio.Task[None] | None = None
 
-    async def add(self, store: Store) -> int:
-        """Store a result and wait until it is; says what the script says."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[int] = loop.create_future()
-        self._waiting.append((store, done))
+    def add(self, store: Store, stored: Callable[[Any], None]) -> None:
+        """Store a result; what the script says, or the exception of a write, is told to `stored` then."""
+        self._waiting.append((store, stored))
         if self._writer is None:
-            self._writer = loop.create_task(self._write())
-        return await done
+            self._writer = asyncio.get_running_loop().create_task(self._write())
 
     async def _write(self) -> None:
         try:
             while self._waiting:
                 size = _first_write([store for store, _ in self._waiting[:MOST_AT_ONCE]])
                 now, self._waiting = self._waiting[:size], self._waiting[size:]
-                for (_, done), outcome in zip(now, await self._execute([store for store, _ in now]), strict=True):
-                    if done.done():
-                        continue
-                    if isinstance(outcome, BaseException):
-                        done.set_exception(outcome)
-                    else:
-                        done.set_result(outcome)
+                for (_, stored), outcome in zip(now, await self._execute([store for store, _ in now]), strict=True):
+                    stored(outcome)
         finally:
             self._writer = None
 

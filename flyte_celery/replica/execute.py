@@ -173,36 +173,33 @@ class LoopJob:
     def __init__(self, number: int, args: tuple[Any, ...], tell: Tell) -> None:
         self._number = number
         self.task_id: str = args[1]
-        self._call = bridge.Call(trace, *args)
+        self._call = bridge.Call(trace, *args, ended=self._done)
         self._tell = tell
-        self._task: asyncio.Task[None] | None = None
 
-    def start(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
-        """Begin, in the next turn of the event loop, so that the worker can be told before."""
+    def accept(self) -> None:
+        """Tell the worker that it begins."""
         self._tell((wire.ACCEPTED, self._number, time.monotonic()))
-        self._task = loop.create_task(self._run())
-        return self._task
 
-    async def _run(self) -> None:
-        try:
-            outcome: Outcome = await self._call.run()
-        except asyncio.CancelledError:
-            outcome = (wire.CANCELLED,)
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin; the worker has been told."""
+        if self._call.abandoned:
+            self._done((wire.CANCELLED,))
+        else:
+            self._call.start(loop)
+
+    def _done(self, outcome: Outcome) -> None:
         self._tell((wire.DONE, self._number, outcome))
 
     def cancel(self, soft: float | None) -> None:
         """End the task alone, by cancelling its coroutine; for a soft limit by raising that in it."""
         if soft is not None:
-            self._call.replace_cancel(SoftTimeLimitExceeded(soft))
+            self._call.interrupt(SoftTimeLimitExceeded(soft))
         else:
-            self._call.abandoned = True
-        if self._task is not None:
-            self._task.cancel()
+            self._call.abandon()
 
     def interrupt(self) -> None:
         """Cancel the body's coroutine alone; the tracer goes on."""
-        if self._task is not None:
-            self._call.cancel_body(self._task)
+        self._call.interrupt()
 
 
 class SyncJob:

@@ -19,9 +19,8 @@ from time import monotonic, time
 from typing import Any, ClassVar, NoReturn, cast
 
 from celery.utils.log import get_logger
-from kombu.transport import TRANSPORT_ALIASES
+from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
-from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 from redis.exceptions import NoScriptError, ResponseError
@@ -111,7 +110,7 @@ class ClaimedMessage(virtual.Message):
             if accepted and self.body:
                 with contextlib.suppress(ValueError):  # kombu says what is wrong with it
                     self._decoded_cache = kombu_json.loads(self.body)
-        return super().decode()
+        return super().decode()  # type: ignore[no-untyped-call]
 
 
 class Claiming(kombu_redis.Channel):

@@ -32,9 +32,10 @@ def loads(text: str | bytes) -> Any:
 
 
 def is_kombus() -> bool:
-    """Whether nobody has registered another encoder under the name of JSON."""
-    written = serialization.dumps(_PROBE, "json")
-    return bool(written == (CONTENT_TYPE, CONTENT_ENCODING, json.dumps(_PROBE)))
+    """Whether nobody has registered another encoder or decoder under the name of JSON."""
+    text = json.dumps(_PROBE)
+    written, read = serialization.dumps(_PROBE, "json"), serialization.loads(text, CONTENT_TYPE, CONTENT_ENCODING)
+    return bool(written == (CONTENT_TYPE, CONTENT_ENCODING, text) and repr(read) == repr(_PROBE))
 
 
 @cache

@@ -81,7 +81,7 @@ def test_results_without_a_fence_are_always_stored(client: redis.Redis) -> None:
 
 def test_a_caller_is_told_of_all_its_results_in_one_message(client: redis.Redis) -> None:
     own(client, *map(str, range(5)))
-    with client.pubsub(ignore_subscribe_messages=True) as pubsub:
+    with client.pubsub(ignore_subscribe_messages=True) as pubsub:  # type: ignore[no-untyped-call]
         pubsub.subscribe("replies-a", "replies-b")
         put(client, *[result(n, str(n), "replies-b" if n == 2 else "replies-a") for n in range(5)])
         heard: dict[bytes, list[tuple[bytes, bytes]]] = {}

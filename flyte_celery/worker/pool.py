@@ -23,7 +23,7 @@ from ..errors import RuntimeSystemError
 from ..fleet.seats import Report
 from ..fleet.storing import UNFENCED
 from ..overrides import effective, replica_options
-from ..supervisor.lifecycle import Drain, Load, Revive, State, StopReason, Tick
+from ..supervisor.lifecycle import Drain, Revive, State, StopReason, Tick
 from . import breaches
 from .beside import ONE_CORE, Beside
 from .bounds import share
@@ -328,7 +328,7 @@ class ReplicaPool(BasePool):
                 continue
             job.replica = replica.number
             replica.jobs[job.number] = job
-            self.replicas.step(replica, Load(len(replica.jobs)))
+            self.replicas.loaded(replica)
             if job.claim is not None and self.serving.keeper is not None:
                 self.serving.keeper.sent(job.claim)
             replica.line.keep(job.frame)

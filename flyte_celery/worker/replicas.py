@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections import deque
@@ -426,11 +425,16 @@ class Replicas:
             self.step(replica, Drain(StopReason.USED_UP))
         elif replica.life.tasks is not None:
             self.retire_if_due(replica)
-        self.step(replica, Load(len(replica.jobs)))
+        self.loaded(replica)
+
+    def loaded(self, replica: Replica) -> None:
+        """Tell a replica's life of its tasks, when they are its first ones or were its last."""
+        if bool(replica.jobs) is not bool(replica.child.tasks):
+            self.step(replica, Load(len(replica.jobs)))
 
     def _forget_wait(self, replica: Replica, number: int) -> None:
         replica.suspended.discard(number)
-        with contextlib.suppress(ValueError):
+        if number in replica.resuming:
             replica.resuming.remove(number)
 
     def _on_readable(self, replica: Replica) -> None:

@@ -105,11 +105,11 @@ class ClaimedMessage(virtual.Message):
 
     def decode(self) -> Any:
         """The body, as kombu reads it."""
-        if self._decoded_cache is None and self.content_type == kombu_json.CONTENT_TYPE and kombu_json.was_kombus():
-            accepted = self.accept is None or self.content_type in self.accept
-            if accepted and self.body:
-                with contextlib.suppress(ValueError):  # kombu says what is wrong with it
-                    self._decoded_cache = kombu_json.loads(self.body)
+        json_body = self.body and self.content_type == kombu_json.CONTENT_TYPE
+        accepted = self.accept is None or self.content_type in self.accept
+        if json_body and accepted and self._decoded_cache is None and kombu_json.was_kombus():
+            with contextlib.suppress(ValueError):  # kombu says what is wrong with it
+                self._decoded_cache = kombu_json.loads(self.body)
         return super().decode()  # type: ignore[no-untyped-call]
 
 

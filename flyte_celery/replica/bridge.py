@@ -35,15 +35,36 @@ T = TypeVar("T")
 _carried: contextvars.ContextVar[tuple[Any, Any] | None] = contextvars.ContextVar("flyte_celery_carried", default=None)
 
 
-class _Tracer(greenlet):
-    """A greenlet that runs the tracer, with the context variables of its call."""
+class _Ended:
+    """What a tracer's greenlet hands over at the end of a call."""
 
-    def __init__(self, function: Callable[..., Any], call: Call, context: contextvars.Context) -> None:
-        super().__init__(function)
-        self.gr_context = context
-        self.call = call
+    def __init__(self, outcome: Any) -> None:
+        self.outcome = outcome
+
+
+class _Tracer(greenlet):
+    """A greenlet that runs the tracer of one call after the other: the memory of its stack is dear to get."""
+
+    call: Call
+
+    def __init__(self) -> None:
+        super().__init__()
         #: Whether it is taking a step of a coroutine: what runs in that is asynchronous code, and no tracer.
         self.steps = False
+
+    def run(self, call: Call) -> None:
+        """The life of the greenlet."""
+        assert self.parent is not None
+        while True:
+            self.call = call
+            outcome = _Ended(call.function(*call.args))
+            del self.call
+            call = self.parent.switch(outcome)
+
+
+#: Tracers without a call, and how many are kept.
+_idle: list[_Tracer] = []
+_MOST_IDLE = 100
 
 
 class Abandoned(BaseException):
@@ -150,8 +171,8 @@ class Call:
     """
 
     def __init__(self, function: Callable[..., T], *args: Any, ended: Callable[[T], object]) -> None:
-        self._function = function
-        self._args = args
+        self.function = function
+        self.args = args
         self._ended = ended
         self._tracer: _Tracer | None = None
         #: The asyncio task that steps what the tracer awaits.
@@ -170,18 +191,21 @@ class Call:
         """Run the function until it awaits something; called on the event loop."""
         self._loop = loop
         self._context = contextvars.copy_context()
-        self._tracer = _Tracer(self._function, self, self._context)
-        self._go_on(*self._args)
+        tracer = self._tracer = _idle.pop() if _idle else _Tracer()
+        tracer.gr_context = self._context
+        self._go_on(self)
 
-    def _go_on(self, *values: Any) -> Any:
+    def _go_on(self, value: Any) -> Any:
         """Let the tracer run until it awaits something; returns the future that it awaits, if that is new."""
         tracer = self._tracer
         assert tracer is not None
-        handed = tracer.switch(*values)
-        if tracer.dead:
+        handed = tracer.switch(value)
+        if type(handed) is _Ended:
             ended, self._tracer = self._ended, None
             del self._ended  # whoever it tells has this call
-            ended(handed)
+            if len(_idle) < _MOST_IDLE:
+                _idle.append(tracer)
+            ended(handed.outcome)
         return handed
 
     # -- In the tracer's greenlet ------------------------------------------------------------------------------------

@@ -19,10 +19,10 @@ from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import GroupResult, ResultSet
 from kombu.utils.encoding import bytes_to_str, ensure_bytes
 
-from .. import suspension
+from .. import kombu_json, suspension
 from ..context import current_run
 from ..fleet.scripts import script
-from ..fleet.storing import UNFENCED, Fence, NextAttempt, Store, followed, store
+from ..fleet.storing import UNFENCED, Fence, NextAttempt, Store, arguments, followed, store
 from ..names import is_replies_key
 from .message import random_id
 from .readers import ThreadWait, left
@@ -50,6 +50,8 @@ class _Replies:
     expires: Any
     failure_expires: Any
     get_key_for_task: Any
+    content_type: Any
+    accept: Any
     decode_result: Any
     encode: Any
     ensure: Any
@@ -58,6 +60,26 @@ class _Replies:
     def replies(self) -> ReplyChannel:
         """The reply channel of this backend's app in this process."""
         return channel_of(self.app, self.client)
+
+    def _key(self, task_id: Any) -> bytes:
+        """Where a task's result is, as `get_key_for_task` puts it together in many steps."""
+        key: bytes = self._key_prefix + ensure_bytes(task_id)
+        return key
+
+    @cached_property
+    def _key_prefix(self) -> bytes:
+        probe = "0"
+        key: bytes = ensure_bytes(self.get_key_for_task(probe))
+        return key.removesuffix(probe.encode())
+
+    def decode(self, payload: Any) -> Any:
+        """A result as Celery reads it, by a decoder that is there already where it is kombu's JSON."""
+        accepted = self.accept is None or kombu_json.CONTENT_TYPE in self.accept
+        plain = payload and payload[:1] in (b"{", "{")  # and not compressed
+        if plain and accepted and self.content_type == kombu_json.CONTENT_TYPE and kombu_json.was_kombus():
+            with contextlib.suppress(ValueError):  # Celery says what is wrong with it
+                return kombu_json.loads(payload)
+        return super().decode(payload)  # type: ignore[misc]
 
     # -- Storing -----------------------------------------------------------------------------------------------------
 
@@ -82,13 +104,13 @@ class _Replies:
         reply_to = getattr(request, "reply_to", None)
         keep = getattr(request, KEEP_FIELD, None) if state == states.SUCCESS else None
         if keep is not None or (state in states.READY_STATES and is_replies_key(reply_to)):
-            key = ensure_bytes(self.get_key_for_task(task_id))
+            key = self._key(task_id)
             # What is there now: Celery does not overwrite a success.
             if (payload := backend.get(key)) is None:
                 return stored
             if keep is not None:
                 write = store(key.decode(), payload, int(self.expires or 0), "", UNFENCED, finished=False)
-                backend.ensure(script("store").run, (self.client, *keep.added_to(write)))
+                backend.ensure(script("store").run, (self.client, *arguments([keep.added_to(write)])))
             if is_replies_key(reply_to):
                 backend.ensure(self.client.publish, (reply_to, announcement(key, ensure_bytes(payload))))
         return stored
@@ -123,13 +145,14 @@ class _Replies:
 
     def _write(self, write: Store) -> int:
         """Run the script `store`; says whether the attempt still was this worker's."""
-        return int(self.ensure(script("store").run, (self.client, *write)))
+        [stored] = self.ensure(script("store").run, (self.client, *arguments([write])))
+        return int(stored)
 
     # -- Calling -----------------------------------------------------------------------------------------------------
 
     def reply(self, task_id: str) -> Reply:
         """What this process knows of a result."""
-        return self.replies.reply(ensure_bytes(self.get_key_for_task(task_id)))
+        return self.replies.reply(self._key(task_id))
 
     def expect(self, task_id: str, *, here: bool) -> str:
         """A task is about to be called.
@@ -144,23 +167,23 @@ class _Replies:
         Raises:
             redis.ResponseError: The server refuses the subscription.
         """
-        self.replies.expect(ensure_bytes(self.get_key_for_task(task_id)), here=here)
+        self.replies.expect(self._key(task_id), here=here)
         return self.replies.name
 
     def expect_no_more(self, task_id: str) -> None:
         """The call was not made after all."""
-        self.replies.expect_no_more(ensure_bytes(self.get_key_for_task(task_id)))
+        self.replies.expect_no_more(self._key(task_id))
 
     def on_task_call(self, producer: Any, task_id: str) -> Any:
         """Celery publishes a call: it would subscribe to the result, which nobody reads inside a task."""
-        if current_run.get() is None and not self.replies.knows(ensure_bytes(self.get_key_for_task(task_id))):
+        if current_run.get() is None and not self.replies.knows(self._key(task_id)):
             super().on_task_call(producer, task_id)  # type: ignore[misc]
 
     # -- Waiting -----------------------------------------------------------------------------------------------------
 
     def get_task_meta(self, task_id: str, cache: bool = True) -> Any:
         """What is known of a task now."""
-        payload = self.replies.find(ensure_bytes(self.get_key_for_task(task_id))) if cache else None
+        payload = self.replies.find(self._key(task_id)) if cache else None
         if payload is not None:
             return self.decode_result(payload)
         return super().get_task_meta(task_id, cache)  # type: ignore[misc]

@@ -36,7 +36,7 @@ from .. import context
 from ..cache import Cache, VersionParameters
 from ..fleet.cached import Found, Place, find, look_up
 from ..fleet.scripts import script
-from ..fleet.storing import UNFENCED, store
+from ..fleet.storing import UNFENCED, arguments, store
 from ..names import OVERRIDES_HEADER, is_replies_key
 from ..urls import redacted
 
@@ -314,5 +314,5 @@ def _store_copy(backend: Any, task_id: str, payload: Any, reply_to: str | None) 
     name = key.decode() if isinstance(key, bytes) else key
     to = reply_to if reply_to is not None and is_replies_key(reply_to) else ""
     write = store(name, payload, int(backend.expires or 0), to, UNFENCED, finished=False)
-    backend.ensure(script("store").run, (backend.client, *write))
+    backend.ensure(script("store").run, (backend.client, *arguments([write])))
     backend.replies.known(name.encode(), payload)

@@ -178,26 +178,28 @@ class EnvironmentTask:
         Returns:
             The JSON-native result.
         """
-        if self.request.called_directly:
+        request = self.request
+        if request.called_directly:
             return self._run_directly(args, kwargs)
-        if self.caching.concerns(self.request.headers) and not self.request.is_eager:
+        if self.caching.concerns(request.headers) and not request.is_eager:
             with _running(self):
                 return cached_run.run(self, args, kwargs)
         return self.compute(args, kwargs)
 
     def compute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the function, with arguments and a result as `run`."""
-        template = overrides.effective(self.template, self.request.headers)
+        request = self.request  # looking it up takes as long as all the rest here
+        template = overrides.effective(self.template, request.headers)
         args, kwargs = template.load_call(args, kwargs)
         if template.bind:
             args = (self, *args)
-        token = context.current_run.set(_run_of(self.request, self))
+        token = context.current_run.set(_run_of(request, self))
         try:
             try:
-                with overrun.watched(self.request.id, passing=(Retry, Ignore, Reject)):
+                with overrun.watched(request.id, passing=(Retry, Ignore, Reject)):
                     value = template.func(*args, **kwargs)
                     if template.is_async:
-                        if self.request.is_eager:
+                        if request.is_eager:
                             value = _with_request(self, self.request_stack.top, value)
                         value = context.run_coroutine(value)
             except (Retry, Ignore, Reject):

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from celery.app.task import extract_exec_options
 from celery.utils.saferepr import saferepr
 from celery.utils.time import maybe_iso8601, maybe_make_aware
-from kombu.utils.json import JSONEncoder
+
+from ..kombu_json import dumps
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -56,10 +57,6 @@ INHERITED = frozenset({"chain", "chord", "link", "link_error", "origin", "replac
 #: Longest text of arguments that is put together here: further on, Celery's rules of shortening begin to matter.
 _SHORT = 500
 
-#: kombu's encoder, which knows dates, UUIDs and what was registered with `register_type`.
-_json = JSONEncoder().encode
-
-
 #: Headers that `MessageTemplate.fill` gives a value.
 _FILLED_IN = frozenset(
     {
@@ -82,7 +79,7 @@ _FILLED_IN = frozenset(
 
 def _members(values: dict[str, Any]) -> str:
     """The members of a JSON object, to be put between braces with others."""
-    return _json(values)[1:-1]
+    return dumps(values)[1:-1]
 
 
 class Inexpressible(Exception):
@@ -212,7 +209,7 @@ class MessageTemplate:
         embed, same = self._embed, self._headers
         if not INHERITED.isdisjoint(given):
             embed, same = self._inherited(given)
-        body = base64.b64encode(_json((args, kwargs, embed)).encode()).decode()
+        body = base64.b64encode(dumps((args, kwargs, embed)).encode()).decode()
         text = (
             f'{{{self._content}, "body": "{body}", "headers": {{{same}, {_members(headers)}}}, '
             f'"properties": {{{self._properties}, {_members(properties)}}}}}'

@@ -271,7 +271,8 @@ class Call(NamedTuple):
     @property
     def reply(self) -> Any:
         """What the reply channel knows of its result; None where the backend has no such channel."""
-        return self.backend.reply(self.id) if hasattr(self.backend, "replies") else None
+        backend = self.backend
+        return backend.reply(self.id) if hasattr(backend, "replies") else None
 
     def result(self) -> Any:
         """Celery's result of the call. Inside a task its parent keeps it, too."""

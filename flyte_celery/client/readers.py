@@ -47,8 +47,9 @@ class ThreadWait:
 
     def ring(self) -> None:
         """Wake the thread if it sleeps, or the next time that it wants to."""
-        with contextlib.suppress(RuntimeError):  # it rings already
-            self._bell.release()
+        if self._bell.locked():
+            with contextlib.suppress(RuntimeError):  # another thread was faster
+                self._bell.release()
 
     def sleep(self, timeout: float | None) -> None:
         """Sleep until it rings."""

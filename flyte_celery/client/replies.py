@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import redis
@@ -228,9 +228,9 @@ class ReplyChannel:
     def _take(self, published: Iterable[tuple[bytes, bytes]]) -> None:
         for channel, data in published:
             if channel == self._own:
-                key, start = announced(data)
-                if key in self._replies:
-                    self._deliver(key, data[start:])
+                for key, payload in announced(data):
+                    if key in self._replies:
+                        self._deliver(key, payload)
             elif self._is_final(data):
                 self._deliver(channel, data)
 
@@ -349,15 +349,19 @@ class ReplyChannel:
 
 
 def announcement(key: bytes, payload: bytes) -> bytes:
-    """What is published on a reply channel, as the script `store` does: length of the key, key and result."""
-    return b"%d:%b%b" % (len(key), key, payload)
+    """What is published on a reply channel, as the script `store` does: lengths, key and result."""
+    return b"%d:%d:%b%b" % (len(key), len(payload), key, payload)
 
 
-def announced(data: bytes) -> tuple[bytes, int]:
-    """The key in an announcement, and where the result begins."""
-    colon = data.index(b":")
-    start = colon + 1 + int(data[:colon])
-    return data[colon + 1 : start], start
+def announced(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The keys and results in one message of a reply channel: some announcements, one after the other."""
+    end = 0
+    while end < len(data):
+        first = data.index(b":", end)
+        second = data.index(b":", first + 1)
+        start = second + 1 + int(data[end:first])
+        end = start + int(data[first + 1 : second])
+        yield data[second + 1 : start], data[start:end]
 
 
 _channels: weakref.WeakKeyDictionary[Any, ReplyChannel] = weakref.WeakKeyDictionary()

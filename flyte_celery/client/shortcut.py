@@ -7,7 +7,6 @@ sets up at its start; what is looked at for each call is what tests and tools sw
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any
@@ -18,16 +17,13 @@ from celery.app import task as celery_app_task
 from celery.app.amqp import AMQP
 from celery.app.routes import Router
 from kombu import messaging as kombu_messaging
-from kombu import serialization
 from kombu.connection import Connection
 from kombu.messaging import Producer
 from kombu.transport import redis as kombu_redis
 
+from .. import kombu_json
 from .results import needs_no_preparation
 from .routing import route
-
-#: A value that tells Python's JSON from others: spaces, escapes, how numbers look.
-_PROBE = [{"a": [1, 2.5, None, True]}, "\u00e4\u2028</>"]
 
 
 def closed_for_now(app: Celery) -> bool:
@@ -67,7 +63,7 @@ def closed_for(task: Any, inherited: Callable[..., Any], queue: Any) -> str | No
         "its app has an AMQP class of its own": type(amqp) is not AMQP or amqp.Producer is not Producer,
         "kombu's producer is wrapped": not _defined_by(kombu_messaging, Producer.publish),
         "it uses an old message protocol": amqp.create_task_message != amqp.as_task_v2,
-        "it uses another serializer than JSON": options["serializer"] != "json" or not _json_is_kombus(),
+        "it uses another serializer than JSON": options["serializer"] != "json" or not kombu_json.is_kombus(),
         "its messages are compressed": bool(options["compression"] or conf.task_compression),
         "it has an exchange or a routing key of its own": bool(options["exchange"] or options["routing_key"]),
         "it has publish flags": bool(options["immediate"] or options["mandatory"] or options["delivery_mode"]),
@@ -107,8 +103,3 @@ def delivery_mode(app: Celery, queue: Any) -> Any:
 def _defined_by(module: Any, function: Any) -> bool:
     """Whether a function is the one that a module's own file defines, and neither an override nor a tool's wrapper."""
     return type(function) is FunctionType and function.__code__.co_filename == module.__file__
-
-
-def _json_is_kombus() -> bool:
-    """Whether nobody has registered another encoder under the name of JSON."""
-    return bool(serialization.dumps(_PROBE, "json") == ("application/json", "utf-8", json.dumps(_PROBE)))

@@ -131,20 +131,19 @@ class Keep:
     refused: Callable[[], object] | None = None
 
     def added_to(self, write: Store) -> Store:
-        """What the script `store` is called with then; the same as before for a result that is too large."""
-        payload = write[1][0]
+        """What the script `store` is told then; the same as before for a result that is too large."""
+        payload = write.payload
         size = len(payload if isinstance(payload, bytes) else payload.encode())
         overhead = _OVERHEAD + 3 * len(self.place.member)
         if size > self.most_bytes_of_result or size + overhead > self.most_bytes or self.ttl <= 0:
             if self.refused is not None:
                 self.refused()
             return write
-        keys, arguments = write
         place = self.place
         times = [max(1, int(seconds * 1000)) for seconds in (self.ttl, self.ttl + self.books_ttl)]
-        return (
-            [*keys, place.entry, *place.books, place.computing],
-            [*arguments, place.member, place.task, self.task_id, *times, self.most_bytes, overhead],
+        kept = ["cache", place.member, place.task, self.task_id, *times, self.most_bytes, overhead]
+        return write._replace(
+            keys=[*write.keys, place.entry, *place.books, place.computing], args=[*write.args[:-1], *kept]
         )
 
 

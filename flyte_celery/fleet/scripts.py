@@ -35,6 +35,13 @@ class Script:
         except NoScriptError:
             return client.execute_command("EVAL", self.text, len(keys), *keys, *args)
 
+    async def run_async(self, client: Any, keys: list[str], args: list[Any]) -> Any:
+        """The same with an asyncio client."""
+        try:
+            return await client.execute_command(*self.command(keys, args))
+        except NoScriptError:
+            return await client.execute_command("EVAL", self.text, len(keys), *keys, *args)
+
 
 @cache
 def script(name: str) -> Script:

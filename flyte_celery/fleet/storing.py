@@ -8,13 +8,11 @@ more submits nothing: a retry is in its queue exactly once.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .. import names
-
-#: Keys and arguments of the script `store`.
-Store = tuple[list[str], list[Any]]
 
 #: No fence: a result that may be stored by anybody.
 UNFENCED = ("", "")
@@ -89,10 +87,25 @@ class Fence:
         return following
 
 
+class Store(NamedTuple):
+    """One end of an attempt, with its result, as the script `store` is told of it."""
+
+    #: The worker that has to own the task, as a member of the leases; "" for a result without a fence.
+    member: str
+    keys: list[str]
+    args: list[Any]
+
+    @property
+    def payload(self) -> str | bytes:
+        """The result in Celery's own form."""
+        payload: str | bytes = self.args[0]
+        return payload
+
+
 def store(
     key: str, payload: str | bytes, expires: int, reply_to: str, fence: tuple[str, str], *, finished: bool
 ) -> Store:
-    """What the script `store` is called with.
+    """What the script `store` is told of a result.
 
     Args:
         key: Where Celery looks for the result.
@@ -103,32 +116,43 @@ def store(
         finished: Whether nothing is left to do for the task, so that its claim goes in the same step.
     """
     member, claim = fence
+    return Store(member, [key], [payload, expires, reply_to, claim, int(finished), ""])
+
+
+def arguments(stores: Sequence[Store]) -> tuple[list[str], list[Any]]:
+    """Keys and arguments of the script `store` for results of one worker, or of none."""
+    member = stores[0].member
     queue, _, worker = member.partition("/")
-    keys = [key, names.workers_key(), names.claims_key(queue, worker), names.started_key(queue, worker)]
-    return keys, [payload, expires, reply_to, member, claim, "finished" if finished else ""]
+    keys = [names.workers_key(), names.claims_key(queue, worker), names.started_key(queue, worker)]
+    args: list[Any] = [member]
+    for each in stores:
+        keys += each.keys
+        args += each.args
+    return keys, args
+
+
+def by_worker(stores: Sequence[Store]) -> list[list[int]]:
+    """The places of the stores that one script can take together: a worker that lost its lease has another name."""
+    places: dict[str, list[int]] = {}
+    for place, each in enumerate(stores):
+        places.setdefault(each.member, []).append(place)
+    return list(places.values())
 
 
 def followed(write: Store, following: NextAttempt) -> Store:
-    """What the script is called with where another attempt follows: the claim of this one goes in the same step."""
-    keys, arguments = write
+    """What the script is told where another attempt follows: the claim of this one goes in the same step."""
+    payload, expires, reply_to, claim, *_ = write.args
     due = math.ceil(following.due * 1000) if following.wait > SEEN_WITHIN else 0
-    return (
-        [
-            *keys[:4],
+    queue = following.queue
+    again = [following.message, due, following.task_id, following.number, queue, following.end]
+    return write._replace(
+        keys=[
+            *write.keys,
             following.key,
-            names.later_key(following.queue),
-            names.later_messages_key(following.queue),
+            names.later_key(queue),
+            names.later_messages_key(queue),
             names.later_queues_key(),
-            names.ends_key(following.queue),
+            names.ends_key(queue),
         ],
-        [
-            *arguments[:5],
-            "again",
-            following.message,
-            due,
-            following.task_id,
-            following.number,
-            following.queue,
-            following.end,
-        ],
+        args=[payload, expires, reply_to, claim, 1, "again", *again],
     )

@@ -1,14 +1,18 @@
 """The bridge between Celery's synchronous tracer and the replica's event loop.
 
 The tracer (`celery.app.trace`) is a plain function that calls `task.run()` and wants a value back. It runs here,
-unmodified, in a greenlet per task: when `run()` meets a coroutine it switches to the event loop, which awaits the
-coroutine like any other and switches back with the outcome. So there is no thread per task, and retries, signals,
-links and result states stay Celery's own. SQLAlchemy's asyncio layer works the same way.
+unmodified, in a greenlet per task: when `run()` meets a coroutine, an asyncio task is made that steps it, and each step
+is taken in the tracer's greenlet. So there is no thread per task, and retries, signals, links and result states stay
+Celery's own. SQLAlchemy's asyncio layer works in a similar way.
 
-Celery keeps "the current task" and its request on stacks per greenlet. The body, and every asyncio task that it
-starts, runs outside the tracer's greenlet, so those stacks are carried along (`Carried`): they are pushed for each
-step of the coroutine and popped after it. `current_task`, `self.request` and the parent ids of tasks that the body
-submits are right under any concurrency.
+```
+start ──▶ tracer ──coroutine──▶ asyncio task: step, future, step, ... ──value──▶ tracer ──end──▶ ended(outcome)
+                 ──park──▶ nothing of it runs until it is resumed ──value──▶ tracer
+```
+Celery keeps "the current task" and its request on stacks per greenlet, so they are right in the body. What the body
+starts as asyncio tasks or threads runs outside the tracer's greenlet, and there those stacks are carried along
+(`Carried`): they are pushed for each step of the coroutine and popped after it. `current_task`, `self.request` and the
+parent ids of tasks that the body submits are right under any concurrency.
 """
 
 from __future__ import annotations
@@ -31,14 +35,36 @@ T = TypeVar("T")
 _carried: contextvars.ContextVar[tuple[Any, Any] | None] = contextvars.ContextVar("flyte_celery_carried", default=None)
 
 
-class _Tracer(greenlet):
-    """A greenlet that runs the tracer; it sees the context variables of the asyncio task that drives it."""
+class _Ended:
+    """What a tracer's greenlet hands over at the end of a call."""
 
-    def __init__(self, function: Callable[..., Any], driver: greenlet) -> None:
-        super().__init__(function, driver)
-        self.gr_context = driver.gr_context
-        #: The coroutine of the body while it is awaited.
-        self.body: Carried | None = None
+    def __init__(self, outcome: Any) -> None:
+        self.outcome = outcome
+
+
+class _Tracer(greenlet):
+    """A greenlet that runs the tracer of one call after the other: the memory of its stack is dear to get."""
+
+    call: Call
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: Whether it is taking a step of a coroutine: what runs in that is asynchronous code, and no tracer.
+        self.steps = False
+
+    def run(self, call: Call) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  # its types say property
+        """The life of the greenlet."""
+        assert self.parent is not None
+        while True:
+            self.call = call
+            outcome = _Ended(call.function(*call.args))
+            del self.call
+            call = self.parent.switch(outcome)
+
+
+#: Tracers without a call, and how many are kept.
+_idle: list[_Tracer] = []
+_MOST_IDLE = 100
 
 
 class Abandoned(BaseException):
@@ -48,41 +74,18 @@ class Abandoned(BaseException):
     """
 
 
-class Carried(Coroutine[Any, Any, Any]):
-    """A coroutine that has Celery's stacks in place during each of its steps."""
+class _Wrapped(Coroutine[Any, Any, Any]):
+    """A coroutine around another one, which asyncio shows in its place."""
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], task: Any, request: Any) -> None:
+    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         self._coroutine = coroutine
-        self._task = task
-        self._request = request
-        #: An exception to deliver in place of the next `CancelledError` (a soft time limit).
-        self.instead_of_cancel: BaseException | None = None
         self.__name__ = getattr(coroutine, "__name__", type(coroutine).__name__)
         self.__qualname__ = getattr(coroutine, "__qualname__", self.__name__)
-
-    def send(self, value: Any) -> Any:
-        """Resume the coroutine for one step."""
-        return self._step(self._coroutine.send, value)
-
-    def throw(self, exc: Any, *rest: Any) -> Any:
-        """Raise in the coroutine."""
-        if self.instead_of_cancel is not None and isinstance(exc, asyncio.CancelledError):
-            exc, self.instead_of_cancel = self.instead_of_cancel, None
-            if (task := asyncio.current_task()) is not None:
-                task.uncancel()  # the body goes on, and its timeouts and task groups look at this count
-        return self._step(self._coroutine.throw, exc, *rest)
-
-    def close(self) -> None:
-        """End the coroutine before its time."""
-        self._step(self._coroutine.close)
-
-    def _step(self, step: Callable[..., Any], *args: Any) -> Any:
-        return _with_stacks(self._task, self._request, step, *args)
 
     def __await__(self) -> Generator[Any, Any, Any]:
         return self
 
-    def __iter__(self) -> Carried:
+    def __iter__(self) -> _Wrapped:
         return self
 
     def __next__(self) -> Any:
@@ -109,56 +112,198 @@ class Carried(Coroutine[Any, Any, Any]):
         return getattr(self._coroutine, "cr_await", None)
 
 
-class Call:
-    """One run of a synchronous function that may await: `await Call(tracer, ...).run()` from the event loop."""
+class Carried(_Wrapped):
+    """A coroutine that has Celery's stacks in place during each of its steps."""
 
-    def __init__(self, function: Callable[..., T], *args: Any) -> None:
-        self._function = function
-        self._args = args
-        self._greenlet: _Tracer | None = None
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], task: Any, request: Any) -> None:
+        super().__init__(coroutine)
+        self._task = task
+        self._request = request
+
+    def send(self, value: Any) -> Any:
+        """Resume the coroutine for one step."""
+        return self._step(self._coroutine.send, value)
+
+    def throw(self, exc: Any, *rest: Any) -> Any:
+        """Raise in the coroutine."""
+        return self._step(self._coroutine.throw, exc, *rest)
+
+    def close(self) -> None:
+        """End the coroutine before its time."""
+        self._step(self._coroutine.close)
+
+    def _step(self, step: Callable[..., Any], *args: Any) -> Any:
+        return _with_stacks(self._task, self._request, step, *args)
+
+
+class _Driver(_Wrapped):
+    """What the asyncio task of a call runs: each of its steps is one of the tracer's greenlet."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], call: Call) -> None:
+        super().__init__(coroutine)
+        self._call = call
+
+    def send(self, value: Any) -> Any:
+        """Go on with what was awaited."""
+        return self._call.driven(value)
+
+    def throw(self, exc: Any, *rest: Any) -> Any:
+        """Raise where the tracer awaits."""
+        return self._call.driven(_Raise(exc))
+
+    def close(self) -> None:
+        """Nothing: the tracer ends when nobody holds it."""
+
+
+class _Raise:
+    """A value that is raised where it arrives."""
+
+    def __init__(self, exc: BaseException) -> None:
+        self.exc = exc
+
+
+class Call:
+    """One run of a synchronous function that may await, on the event loop.
+
+    Args:
+        function: The function, and its arguments.
+        ended: Called with what it returned.
+    """
+
+    def __init__(self, function: Callable[..., T], *args: Any, ended: Callable[[T], object]) -> None:
+        self.function = function
+        self.args = args
+        self._ended = ended
+        self._tracer: _Tracer | None = None
+        #: The asyncio task that steps what the tracer awaits.
+        self._driver: asyncio.Task[None] | None = None
+        self._parked = False
+        #: Whether what is awaited is the body.
+        self._in_body = False
+        #: An exception to deliver in place of the next `CancelledError` (a soft time limit).
+        self._instead_of_cancel: BaseException | None = None
+        #: Whether the driver was cancelled for the body's sake alone.
+        self._uncancels = False
         #: Whether the call was ended from outside; its body is cancelled besides.
         self.abandoned = False
-        #: The asyncio task that was cancelled for the body's sake alone.
-        self._uncancels: asyncio.Task[Any] | None = None
 
-    async def run(self) -> Any:
-        """Drive the function to its end, awaiting on the loop what it hands over with `wait`."""
-        tracer = self._greenlet = _Tracer(self._function, getcurrent())
-        handed = tracer.switch(*self._args)
-        while not tracer.dead:
-            try:
-                value = await self._unless_abandoned(handed)
-            except BaseException as exc:
-                # With its traceback, which greenlets drop otherwise: it tells where the body failed.
-                handed = tracer.throw(type(exc), exc, exc.__traceback__)
-            else:
-                handed = tracer.switch(value)
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Run the function until it awaits something; called on the event loop."""
+        self._loop = loop
+        self._context = contextvars.copy_context()
+        tracer = self._tracer = _idle.pop() if _idle else _Tracer()
+        tracer.gr_context = self._context
+        self._go_on(self)
+
+    def _go_on(self, value: Any) -> Any:
+        """Let the tracer run until it awaits something; returns the future that it awaits, if that is new."""
+        tracer = self._tracer
+        assert tracer is not None
+        handed = tracer.switch(value)
+        if type(handed) is _Ended:
+            ended, self._tracer = self._ended, None
+            del self._ended  # whoever it tells has this call
+            if len(_idle) < _MOST_IDLE:
+                _idle.append(tracer)
+            ended(handed.outcome)
         return handed
 
-    async def _unless_abandoned(self, handed: Any) -> Any:
+    # -- In the tracer's greenlet ------------------------------------------------------------------------------------
+
+    def wait(self, coroutine: Coroutine[Any, Any, T], *, body: bool) -> T:
+        """The value of a coroutine that the event loop awaits."""
+        self._in_body = body
         try:
-            return await handed
+            return self._stepped(coroutine)
         finally:
-            if self._uncancels is not None:  # what the tracer still awaits looks at this count
-                self._uncancels.uncancel()
-                self._uncancels = None
+            self._in_body = False
+            if self._uncancels and self._driver is not None:  # what the tracer still awaits looks at this count
+                self._driver.uncancel()
+                self._uncancels = False
             if self.abandoned:
                 raise Abandoned
 
-    def cancel_body(self, driver: asyncio.Task[Any]) -> None:
+    def _stepped(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        tracer = self._tracer
+        assert tracer is not None
+        assert tracer.parent is not None
+        value = None
+        if self._driver is None:
+            # Not by the loop's factory: its steps have the right stacks already.
+            self._driver = asyncio.Task(_Driver(coroutine, self), loop=self._loop, context=self._context)
+            value = tracer.parent.switch()
+        while True:
+            tracer.steps = True
+            try:
+                awaited = coroutine.throw(self._thrown(value.exc)) if type(value) is _Raise else coroutine.send(value)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            finally:
+                tracer.steps = False
+            value = tracer.parent.switch(awaited)
+
+    def _thrown(self, exc: BaseException) -> BaseException:
+        if self._instead_of_cancel is None or not isinstance(exc, asyncio.CancelledError):
+            return exc
+        exc, self._instead_of_cancel = self._instead_of_cancel, None
+        if self._driver is not None:
+            self._driver.uncancel()  # the body goes on, and its timeouts and task groups look at this count
+        return exc
+
+    def park(self, begin: Callable[[Callable[[Any], None]], None]) -> Any:
+        """See `park`."""
+        assert self._tracer is not None
+        assert self._tracer.parent is not None
+        self._parked = True
+        begin(self.resume)
+        value = self._tracer.parent.switch(_PARKED)
+        if isinstance(value, BaseException):
+            raise value
+        return value
+
+    # -- On the event loop -------------------------------------------------------------------------------------------
+
+    def driven(self, value: Any) -> Any:
+        """One step of the driver."""
+        awaited = self._go_on(value)
+        if self._tracer is None or awaited is _PARKED:
+            self._driver = None
+            raise StopIteration
+        return awaited
+
+    def resume(self, value: Any) -> None:
+        """Give a parked tracer what it waits for; an exception is raised there."""
+        if self._parked:
+            self._parked = False
+            self._go_on(value)
+
+    def abandon(self) -> None:
+        """End the call: its body is cancelled, and whatever that does then counts no more."""
+        self.abandoned = True
+        if self._parked:
+            self.resume(Abandoned())
+        elif self._driver is not None:
+            self._driver.cancel()
+
+    def interrupt(self, instead: BaseException | None = None) -> None:
         """Cancel the body alone: the tracer goes on with its end, as with any other failure.
 
         Args:
-            driver: The asyncio task of `run`.
+            instead: What is raised in the body in place of `CancelledError`.
         """
-        if self._greenlet is not None and self._greenlet.body is not None:
-            driver.cancel()
-            self._uncancels = driver
+        if self._driver is not None and self._in_body:
+            self._instead_of_cancel = instead
+            self._uncancels = instead is None
+            self._driver.cancel()
 
-    def replace_cancel(self, exc: BaseException) -> None:
-        """Let the next cancellation arrive in the body as `exc`."""
-        if self._greenlet is not None and self._greenlet.body is not None:
-            self._greenlet.body.instead_of_cancel = exc
+
+_PARKED = object()
+
+
+def _tracer() -> _Tracer | None:
+    """The tracer that runs, and may await; None in other code, and in the coroutines that a tracer awaits."""
+    tracer = getcurrent()
+    return tracer if isinstance(tracer, _Tracer) and not tracer.steps else None
 
 
 def wait(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -166,35 +311,36 @@ def wait(coroutine: Coroutine[Any, Any, T]) -> T:
 
     A sync task's thread may call it too, as for an async errback, and is blocked meanwhile.
     """
-    tracer = getcurrent()
-    if not isinstance(tracer, _Tracer) or tracer.parent is None:
+    tracer = _tracer()
+    if tracer is None:
         if Loop.running is not None and not context.in_event_loop():
             return asyncio.run_coroutine_threadsafe(coroutine, Loop.running).result()
         return context.run_coroutine_here(coroutine)
     task = _task_stack.top
-    request = task.request_stack.top if task is not None else None
     if task is None:
-        return tracer.parent.switch(coroutine)  # type: ignore[no-any-return]
-    body = tracer.body = Carried(coroutine, task, request)
-    token = _carried.set((task, request))
+        return tracer.call.wait(coroutine, body=False)
+    token = _carried.set((task, task.request_stack.top))
     try:
-        return tracer.parent.switch(body)  # type: ignore[no-any-return]
+        return tracer.call.wait(coroutine, body=True)
     finally:
         _carried.reset(token)
-        tracer.body = None
 
 
 def driven() -> bool:
-    """Whether the caller is a tracer that the event loop drives, so that it may hand over coroutines."""
-    return isinstance(getcurrent(), _Tracer)
+    """Whether the caller is a tracer that the event loop drives, so that it may `park`."""
+    return _tracer() is not None
 
 
-def hand_over(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine of our own, not a task's, on the event loop from a `driven` tracer."""
-    parent = getcurrent().parent
-    assert parent is not None
-    value: T = parent.switch(coroutine)
-    return value
+def park(begin: Callable[[Callable[[Any], None]], None]) -> Any:
+    """Have a `driven` tracer wait for something that is no coroutine's: no asyncio task is needed for it.
+
+    Args:
+        begin: Called with the function that resumes the tracer, on the event loop and later: with the value that this
+            returns, or an exception that it raises.
+    """
+    tracer = _tracer()
+    assert tracer is not None
+    return tracer.call.park(begin)
 
 
 def _with_stacks(task: Any, request: Any, function: Callable[..., T], *args: Any) -> T:

@@ -21,10 +21,11 @@ from collections.abc import Callable
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
+from celery.app.task import Context
 from celery.app.trace import fast_trace_task
 from celery.exceptions import SoftTimeLimitExceeded
 
-from .. import overrun, redaction
+from .. import kombu_json, overrun, redaction
 from ..errors import RuntimeUserError
 from ..fleet.storing import FENCE_FIELD, Fence
 from . import bridge, wire
@@ -32,13 +33,19 @@ from . import bridge, wire
 Outcome = tuple[Any, ...]
 
 
-def trace(*args: Any) -> Outcome:
+def trace(
+    name: str, task_id: str, request: dict[str, Any], body: Any, content_type: str | None, content_encoding: str | None
+) -> Outcome:
     """Run Celery's tracer and put what it returned, or raised, into a form that the worker can always read."""
-    properties = args[2]["properties"]
+    properties = request["properties"]
     fence = properties[FENCE_FIELD] = Fence(*properties[FENCE_FIELD])
     try:
+        if content_type == kombu_json.CONTENT_TYPE and kombu_json.was_kombus():
+            body, content_type = kombu_json.loads(body), None  # what is accepted the worker has looked at
+        if request.get("headers") is None:
+            request["headers"] = {header: request[header] for header in _own_headers(tuple(request))}
         try:
-            failed, value, runtime = fast_trace_task(*args)
+            failed, value, runtime = fast_trace_task(name, task_id, request, body, content_type, content_encoding)
         finally:
             if fence.next_attempt is not None and not isinstance(sys.exception(), bridge.Abandoned):
                 fence.next_attempt.backend.end_attempt(fence)  # nothing was stored that it could go with
@@ -46,6 +53,12 @@ def trace(*args: Any) -> Outcome:
         # `Reject` and `MemoryError` leave the tracer by design; so does whatever tears through everything else.
         return (wire.RAISED, pickled_exception(ExceptionInfo()))
     return (wire.OK, failed, pickled_exception(value) if failed else value, runtime)
+
+
+@functools.lru_cache(maxsize=256)
+def _own_headers(fields: tuple[str, ...]) -> tuple[str, ...]:
+    """Which fields of a request are headers of the caller's own, as Celery finds out for each request anew."""
+    return tuple(Context(dict.fromkeys(fields)).headers or ())
 
 
 def keep_secrets(task: Any) -> None:
@@ -168,36 +181,33 @@ class LoopJob:
     def __init__(self, number: int, args: tuple[Any, ...], tell: Tell) -> None:
         self._number = number
         self.task_id: str = args[1]
-        self._call = bridge.Call(trace, *args)
+        self._call = bridge.Call(trace, *args, ended=self._done)
         self._tell = tell
-        self._task: asyncio.Task[None] | None = None
 
-    def start(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
-        """Begin, in the next turn of the event loop, so that the worker can be told before."""
+    def accept(self) -> None:
+        """Tell the worker that it begins."""
         self._tell((wire.ACCEPTED, self._number, time.monotonic()))
-        self._task = loop.create_task(self._run())
-        return self._task
 
-    async def _run(self) -> None:
-        try:
-            outcome: Outcome = await self._call.run()
-        except asyncio.CancelledError:
-            outcome = (wire.CANCELLED,)
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin; the worker has been told."""
+        if self._call.abandoned:
+            self._done((wire.CANCELLED,))
+        else:
+            self._call.start(loop)
+
+    def _done(self, outcome: Outcome) -> None:
         self._tell((wire.DONE, self._number, outcome))
 
     def cancel(self, soft: float | None) -> None:
         """End the task alone, by cancelling its coroutine; for a soft limit by raising that in it."""
         if soft is not None:
-            self._call.replace_cancel(SoftTimeLimitExceeded(soft))
+            self._call.interrupt(SoftTimeLimitExceeded(soft))
         else:
-            self._call.abandoned = True
-        if self._task is not None:
-            self._task.cancel()
+            self._call.abandon()
 
     def interrupt(self) -> None:
         """Cancel the body's coroutine alone; the tracer goes on."""
-        if self._task is not None:
-            self._call.cancel_body(self._task)
+        self._call.interrupt()
 
 
 class SyncJob:

@@ -127,7 +127,6 @@ class Replica:
         set_suspender(self._suspended)
         #: The task that the main thread has.
         self._on_main: int | None = None
-        self._running: set[asyncio.Task[None]] = set()
         self._async_names = {task.name for task in environment.tasks.values() if task.is_async}
         self._outbox: Outbox
         self._loop: asyncio.AbstractEventLoop
@@ -176,10 +175,11 @@ class Replica:
 
     def _on_readable(self) -> None:
         messages, closed = self.line.receive()
+        begun: list[LoopJob] = []
         for message in messages:
             match message:
                 case (wire.RUN, number, *args):
-                    self._start(number, tuple(args))
+                    self._begin(number, tuple(args), begun)
                 case (wire.CANCEL, number, soft):
                     job = self.jobs.get(number)
                     if job is not None and (soft is not None or not self._suspended.cancel(number)):
@@ -193,6 +193,8 @@ class Replica:
                     self._stopped.set_result(None)
         # Before a body can run: one that takes the process with it must be known to have begun.
         self._outbox.flush()
+        for loop_job in begun:
+            loop_job.start(self._loop)
         if closed:
             # The worker is gone, and with it the right to go on with its tasks.
             os._exit(1)
@@ -204,13 +206,13 @@ class Replica:
         if in_body and not self._suspended.cancel(number, SoftTimeLimitExceeded):
             job.interrupt()
 
-    def _start(self, number: int, args: tuple[Any, ...]) -> None:
+    def _begin(self, number: int, args: tuple[Any, ...], begun: list[LoopJob]) -> None:
+        """A task has come. One of the event loop is added to `begun`, to be started when the worker knows of it."""
         self._suspended.begun(args[1], number)
         if args[0] in self._async_names:
             loop_job = self.jobs[number] = LoopJob(number, args, self._tell)
-            running = loop_job.start(self._loop)
-            self._running.add(running)
-            running.add_done_callback(self._running.discard)
+            loop_job.accept()
+            begun.append(loop_job)
             return
         if self.app.tasks[args[0]].__trace__ is None:  # not of this environment: Celery's own, or routed here
             _build_tracer(self.plan, self.app, args[0])

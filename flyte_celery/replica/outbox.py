@@ -17,20 +17,19 @@ class Outbox:
         self._loop = loop
         self._loop_thread = threading.get_ident()
         self._lock = threading.Lock()
-        self._frames: list[bytes] = []
+        self._messages: list[tuple[Any, ...]] = []
         self._waiting_for_room = False
 
     def send(self, message: tuple[Any, ...]) -> None:
         """Send a message; on the event loop it goes with all others of this turn in one write."""
-        frame = encode(message)
         if threading.get_ident() != self._loop_thread:
             with self._lock:
-                self._frames.append(frame)
+                self._messages.append(message)
                 self._write()
             return
         with self._lock:
-            self._frames.append(frame)
-            if len(self._frames) == 1:
+            self._messages.append(message)
+            if len(self._messages) == 1:
                 self._loop.call_soon(self.flush)
 
     def finish(self) -> None:
@@ -45,9 +44,9 @@ class Outbox:
             self._write()
 
     def _write(self) -> None:
-        if self._frames:
-            frames, self._frames = self._frames, []
-            self._line.send_frame(b"".join(frames))
+        if self._messages:
+            messages, self._messages = self._messages, []
+            self._line.send_frame(encode(*messages))
         if self._line.pending and not self._waiting_for_room:
             self._waiting_for_room = True
             self._loop.call_soon_threadsafe(self._loop.add_writer, self._line.fileno(), self._on_room)

@@ -23,9 +23,9 @@ READ_SIZE = 256 * 1024
 MOST_FRAMES = 512
 
 
-def encode(message: Any) -> bytes:
-    """One message as a frame: four bytes of length, then the pickle."""
-    body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+def encode(*messages: Any) -> bytes:
+    """Messages as one frame: four bytes of length, then the pickle of them all."""
+    body = pickle.dumps(messages, protocol=pickle.HIGHEST_PROTOCOL)
     return _HEADER.pack(len(body)) + body
 
 
@@ -44,7 +44,9 @@ class Decoder:
             end = start + _HEADER.size + length
             if len(self._buffer) < end:
                 break
-            yield pickle.loads(bytes(self._buffer[start + _HEADER.size : end]))
+            with memoryview(self._buffer) as buffer, buffer[start + _HEADER.size : end] as frame:
+                messages = pickle.loads(frame)
+            yield from messages
             start = end
         if start:
             del self._buffer[:start]

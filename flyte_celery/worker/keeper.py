@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import redis
@@ -52,6 +52,10 @@ class Keeper:
         self.on_lease_lost: Callable[[], Any] = lambda: None
         #: Hands claims to Celery; the transport sets it, None without a connection.
         self.deliver: Callable[[list[Claim]], None] | None = None
+        #: Called when what was claimed together is with Celery; the pool sets it.
+        self.on_delivered: Callable[[], None] = lambda: None
+        #: Whether claims are being handed to Celery, and more of them follow.
+        self.delivering = False
         #: How many claims are tasks waiting for their children, in whose place others may be claimed; the pool sets it.
         self.count_suspended: Callable[[], int] = lambda: 0
         #: Called with the moment (monotonic seconds) until when nobody else may have this worker's seats.
@@ -356,6 +360,16 @@ class Keeper:
         except redis.RedisError as exc:
             logger.warning("%d claim(s) cannot be handed back now, they will be: %s", len(back), exc)
             self._owed += [claim.id for claim in back]
+
+    @contextlib.contextmanager
+    def delivery(self) -> Iterator[None]:
+        """Around handing claims to Celery that have come together."""
+        self.delivering = True
+        try:
+            yield
+        finally:
+            self.delivering = False
+            self.on_delivered()
 
     def taken(self, number: int) -> Claim | None:
         """The pool has a claim now; it stays until it is acknowledged or handed back by name."""

@@ -23,7 +23,7 @@ from ..errors import RuntimeSystemError
 from ..fleet.seats import Report
 from ..fleet.storing import UNFENCED
 from ..overrides import effective, replica_options
-from ..supervisor.lifecycle import Drain, Load, Revive, State, StopReason, Tick
+from ..supervisor.lifecycle import Drain, Revive, State, StopReason, Tick
 from . import breaches
 from .beside import ONE_CORE, Beside, CannotGive
 from .bounds import share
@@ -134,6 +134,7 @@ class ReplicaPool(BasePool):
             self.replicas.keep_until(keeper.safe_until)  # proven before anybody listened
             keeper.count_suspended = lambda: self.set_aside
             keeper.on_needs = self.elsewhere.look
+            keeper.on_delivered = self.dispatch
             # Celery has forgotten what it had scheduled or limited before it lost its connection; what is here stays.
             keeper.hand_back_now()
         elif self.serving.redelivers:
@@ -221,6 +222,7 @@ class ReplicaPool(BasePool):
             self.jobs[number] = job
             if not self.elsewhere.passes_on(job, args[2]):
                 job.group.waiting.add(job)
+            if keeper is None or not keeper.delivering:
                 self.dispatch()
         return job
 
@@ -345,7 +347,7 @@ class ReplicaPool(BasePool):
                 self.run_scope.bind(replica, job)
             job.replica = replica.number
             replica.jobs[job.number] = job
-            self.replicas.step(replica, Load(len(replica.jobs)))
+            self.replicas.loaded(replica)
             if job.claim is not None and self.serving.keeper is not None:
                 self.serving.keeper.sent(job.claim)
             replica.line.keep(job.frame)
@@ -391,6 +393,9 @@ class ReplicaPool(BasePool):
             report(job, outcome, ending=self.stopping.ending)
             if job.group.need is not None:
                 self.elsewhere.take_soon()
+
+    def settled(self) -> None:
+        """All is read that a replica had to say."""
         self.dispatch()
 
     def _learn(self, seconds: float) -> None:

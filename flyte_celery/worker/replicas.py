@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections import deque
@@ -73,6 +72,9 @@ class Owner(Protocol):
 
     def done(self, replica: Replica, number: int, outcome: tuple[Any, ...]) -> None:
         """A task has ended."""
+
+    def settled(self) -> None:
+        """Tasks have ended, and all is read that their replica had to say."""
 
     def lost(self, replica: Replica, cause: str) -> None:
         """A replica has ended with tasks."""
@@ -434,21 +436,28 @@ class Replicas:
             self.step(replica, Drain(StopReason.USED_UP))
         elif replica.life.tasks is not None:
             self.retire_if_due(replica)
-        self.step(replica, Load(len(replica.jobs)))
+        self.loaded(replica)
+
+    def loaded(self, replica: Replica) -> None:
+        """Tell a replica's life of its tasks, when they are its first ones or were its last."""
+        if bool(replica.jobs) is not bool(replica.child.tasks):
+            self.step(replica, Load(len(replica.jobs)))
 
     def _forget_wait(self, replica: Replica, number: int) -> None:
         replica.suspended.discard(number)
-        with contextlib.suppress(ValueError):
+        if number in replica.resuming:
             replica.resuming.remove(number)
 
     def _on_readable(self, replica: Replica) -> None:
         messages, closed = replica.line.receive()
+        ended = False
         for message in messages:
             match message:
                 case (wire.ACCEPTED, number, at):
                     self._owner.accepted(replica, number, at)
                 case (wire.DONE, number, outcome):
                     self._owner.done(replica, number, outcome)
+                    ended = True
                 case (wire.SUSPENDED, number):
                     self._forget_wait(replica, number)
                     if number in replica.jobs:
@@ -464,6 +473,8 @@ class Replicas:
                 case (wire.START_FAILED, error):
                     self.blame_device(replica, error)
                     self.step(replica, StartupFailed(error))
+        if ended:
+            self._owner.settled()
         if closed:
             # How it ended comes from the launcher, which reaps it; until then it takes nothing.
             self._unwatch(replica.line)

@@ -12,18 +12,20 @@ moves what is due into the queue; the wait ends in time for it. What is claimed 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from queue import Empty
 from time import monotonic, time
 from typing import Any, ClassVar, NoReturn, cast
 
 from celery.utils.log import get_logger
-from kombu.transport import TRANSPORT_ALIASES
+from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 from redis.exceptions import NoScriptError, ResponseError
 
+from .. import kombu_json
 from ..fleet import later
 from ..fleet.claims import Claim, Claims, LeaseLostError
 from ..fleet.messages import attempts_of
@@ -100,10 +102,26 @@ class ClaimQoS(kombu_redis.QoS):
         """Nothing: leases say which claims are dead, not a time-out of messages."""
 
 
+class ClaimedMessage(virtual.Message):
+    """A message whose JSON is read by a decoder that is there already."""
+
+    _decoded_cache: Any
+
+    def decode(self) -> Any:
+        """The body, as kombu reads it."""
+        body = self.body if self.content_type == kombu_json.CONTENT_TYPE else None
+        accepted = self.accept is None or self.content_type in self.accept
+        if body and accepted and self._decoded_cache is None and kombu_json.was_kombus():
+            with contextlib.suppress(ValueError):  # kombu says what is wrong with it
+                self._decoded_cache = kombu_json.loads(body)
+        return super().decode()  # type: ignore[no-untyped-call]
+
+
 class Claiming(kombu_redis.Channel):
     """A channel that consumes the environment's queue through the worker's claims."""
 
     QoS = ClaimQoS
+    Message = ClaimedMessage
 
     #: The keeper of this worker process, set before its first connection is made.
     keeper: ClassVar[Keeper]
@@ -231,13 +249,14 @@ class Claiming(kombu_redis.Channel):
             self._next_due = min(self._next_due, monotonic() + min(due for _, due in early) - now)
             for number in parked:
                 del messages[number]
-        for number, message in messages.items():
-            # Cancelled, or paused or left without seats, while the server waited or the reply was on its way.
-            cancelled = self.closed or self.keeper.claims.queue not in self.active_queues
-            if cancelled or (self.keeper.most_claims == 0 and not self.keeper.claims.held[number].placed):
-                self.keeper.hand_back([number])
-            else:
-                self.connection._deliver(message, self.keeper.claims.queue)
+        with self.keeper.delivery():
+            for number, message in messages.items():
+                # Cancelled, or paused or left without seats, while the server waited or the reply was on its way.
+                cancelled = self.closed or self.keeper.claims.queue not in self.active_queues
+                if cancelled or (self.keeper.most_claims == 0 and not self.keeper.claims.held[number].placed):
+                    self.keeper.hand_back([number])
+                else:
+                    self.connection._deliver(message, self.keeper.claims.queue)
 
     def _message_of(self, claim: Claim) -> dict[str, Any]:
         # Celery's protocol has only JSON's own types in a message; what kombu writes of others tells itself.

@@ -13,7 +13,7 @@ import redis
 from flyte_celery import names
 from flyte_celery.fleet.cached import EnvironmentCache, Found, Keep, Place, find, give_up, look_up, renew
 from flyte_celery.fleet.scripts import script
-from flyte_celery.fleet.storing import UNFENCED, store
+from flyte_celery.fleet.storing import UNFENCED, arguments, store
 from tests.helpers.waiting import wait_until
 from tests.redis.conftest import KeptKeys
 
@@ -42,7 +42,8 @@ def put(
 ) -> int:
     """Store a result as a replica does."""
     write = store(f"result-{where.member}", payload, 60, "", fence, finished=False)
-    return int(script("store").run(client, *keep(where, **changes).added_to(write)))
+    [stored] = script("store").run(client, *arguments([keep(where, **changes).added_to(write)]))
+    return int(stored)
 
 
 def look(client: redis.Redis, where: Place, max_age: float | None = None, **asks: Any) -> Found:

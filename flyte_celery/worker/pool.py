@@ -63,6 +63,10 @@ _VIEWED = {
 }
 
 
+#: Why a replica drains that is not to take tasks again, however many come.
+_FOR_GOOD = frozenset({StopReason.RECYCLED, StopReason.DEVICE_BROKEN})
+
+
 def _calm_garbage_collector() -> None:
     """The modules of the application and of Celery stay; what comes and goes is looked at less often."""
     gc.freeze()
@@ -582,7 +586,7 @@ class ReplicaPool(BasePool):
         return [
             replica
             for replica in self.replicas.in_state(State.DRAINING, group=group)
-            if not self.replicas.used_up(replica) and replica.child.reason is not StopReason.RECYCLED
+            if not self.replicas.used_up(replica) and replica.child.reason not in _FOR_GOOD
             if not group.by_run or self.run_scope.revivable(replica)
         ]
 
@@ -627,7 +631,7 @@ class ReplicaPool(BasePool):
 
     def give_back_waiting(self) -> None:
         """Put what waits for the environment's replicas back into the queue: other workers have the seats."""
-        for job in list(self.group.waiting):
+        for job in reversed(list(self.group.waiting)):  # each goes to the head
             self.hand_back(job)
 
     def observed(self) -> Observed:

@@ -17,7 +17,7 @@ from flyte_celery.fleet.claims import Claim, Claims, LeaseLostError
 from flyte_celery.fleet.later import Later
 from flyte_celery.fleet.reaper import reap
 from flyte_celery.fleet.scripts import script
-from flyte_celery.fleet.storing import NextAttempt, followed, store
+from flyte_celery.fleet.storing import NextAttempt, arguments, followed, store
 
 QUEUE = "predict"
 
@@ -71,7 +71,8 @@ def end(claims: Claims, held: Claim, wait: float = 0.0, payload: str = "RETRY", 
         backend=None,
     )
     write = store("result-t1", payload, 60, "", claims.fence(held.id), finished=True)
-    return int(script("store").run(claims.client, *followed(write, following)))
+    [stored] = script("store").run(claims.client, *arguments([followed(write, following)]))
+    return int(stored)
 
 
 def everywhere(server: redis.Redis) -> list[int]:

@@ -16,7 +16,7 @@ from celery.bin.base import CeleryCommand
 from .. import embedded
 from ..client.install import dispatcher_of
 from ..errors import InitializationError
-from ..worker.prepare import CannotServe
+from ..worker.serving import CannotServe
 
 #: Seconds between two looks whether an `env up` has ended.
 _INTERVAL = 0.05

@@ -26,7 +26,8 @@ from ..options import check_grace
 from ..replica.application import ApplicationReference, find
 from ..settings import Settings
 from ..urls import redacted
-from ..worker.prepare import CannotServe, check_broker, host_of, refuse_conflicts
+from ..worker.prepare import check_broker, host_of, refuse_conflicts
+from ..worker.serving import CannotServe
 from .down import only_one
 from .options import with_host_options
 from .services import Service, say, serve

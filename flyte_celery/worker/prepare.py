@@ -7,48 +7,29 @@ so plain `celery -A proj worker -Q ENV` becomes an environment's worker without 
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from datetime import timedelta
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 from celery.utils.nodenames import gethostname
 from celery.utils.quorum_queues import detect_quorum_queues
 
-from ..autoscaler.decide import Limits
 from ..environment import TaskEnvironment, environments
 from ..fleet.connection import connect_to_broker, is_too_old
-from ..gpu.host import Host, device_of, missing, this_host
-from ..gpu.inventory import most_replicas
-from ..gpu.leases import Leases, default_directory
+from ..gpu.host import Host, missing, this_host
 from ..names import PRIORITY_STEPS, queue_name
-from ..options import check_grace
-from ..queues import TYPE_ARGUMENT, environment_queue
+from ..queues import environment_queue
 from ..registry import check_conflicts
-from ..replica.application import find
-from ..replica.plan import Logging, ReplicaPlan
-from ..reuse import ReusePolicy
 from ..settings import Settings
-from ..supervisor.confinement import Confinement
-from ..supervisor.lifecycle import Patience
 from ..urls import redacted
-from ..variables import as_environ
 from . import transport
-from .beside import ONE_CORE
-from .bounds import Machine, confinement, share, thread_variables, too_small, unenforced
+from .assembly import assembled
 from .keeper import Keeper
-from .place import place_of
 from .pool import ReplicaPool
-from .promises import is_amqp, weaker_promises
-from .provisions import CannotProvide, Provisions, provide, secrets_for
-from .recycling import Recycling
-from .roots import Roots
-from .serving import MOST_ROOM, Serving
+from .provisions import CannotProvide, Provisions, provide
+from .serving import CannotServe
 
 #: Seconds that a worker waits at its start for a broker that does not answer before it gives up.
 BROKER_PATIENCE = 10.0
@@ -61,10 +42,6 @@ BROKER_OPTIONS = {
     "socket_connect_timeout": 5,
     "socket_keepalive": True,
 }
-
-
-class CannotServe(Exception):
-    """The worker cannot start as it was asked to; the text says why and what to do."""
 
 
 def prepare(worker: Any) -> None:
@@ -152,7 +129,7 @@ def _become(worker: Any, environment: TaskEnvironment, host: Host, provisions: P
     broker_url = app.conf.broker_read_url or app.conf.broker_url
     # What `-Q` has made of the name is not what clients declare, where the app says how its queues are.
     app.amqp.queues.select_add(environment_queue(app, name))
-    serving = _serving(worker, environment, host, provisions, broker_url, _claiming(worker, environment, broker_url))
+    serving = assembled(worker, environment, host, provisions, broker_url, _claiming(worker, environment, broker_url))
     worker.pool_cls = type("ReplicaPool", (ReplicaPool,), {"serving": serving, "__module__": ReplicaPool.__module__})
     # Celery's consumer takes its prefetch count from these two: as many messages as can run at once.
     worker.concurrency = max(1, serving.capacity)
@@ -243,135 +220,3 @@ def _check_host(environment: TaskEnvironment, host: Host) -> None:
             f"{', and '.join(map(str, lacks))}. Start its worker on a host that has that, or say what this one "
             "has with --devices and --labels."
         )
-
-
-def _bounded(limits: Limits, most: int) -> Limits:
-    """Bounds that a host has devices for."""
-    return replace(limits, lowest=min(limits.lowest, most), highest=min(limits.highest, most))
-
-
-def _serving(
-    worker: Any,
-    environment: TaskEnvironment,
-    host: Host,
-    provisions: Provisions,
-    broker_url: str,
-    keeper: Keeper | None,
-) -> Serving:
-    options = worker.options
-    settings = Settings.from_environ(os.environ)
-    resources = environment.resources
-    try:
-        confined = confinement(resources, settings)
-    except ValueError as exc:
-        raise CannotServe(f"The resources of environment {environment.name!r} cannot be given: {exc}") from None
-
-    def limits_of(policy: ReusePolicy) -> Limits:
-        return Limits(
-            policy.min_replicas,
-            policy.max_replicas,
-            policy.concurrency,
-            scaledown_ttl=_seconds(options.get("scaledown_ttl"), settings.scaledown_ttl, policy.scaledown_ttl),
-            idle_ttl=_seconds(options.get("idle_ttl"), settings.idle_ttl, policy.idle_ttl),
-            buffer=environment.buffer,
-            by_run=policy.scope == "run",
-        )
-
-    policy = environment.reusable
-    if policy is None:
-        most = worker.concurrency if _is_given(worker) else Machine.here(settings).holds(share(resources, ONE_CORE))
-        limits = Limits(0, most, 1, scaledown_ttl=0.0, idle_ttl=0.0)
-        max_tasks: int | None = 1
-    else:
-        limits = limits_of(policy)
-        if options.get("autoscale"):
-            high, low = options["autoscale"]
-            limits = replace(limits, lowest=low, highest=high)
-        max_tasks = worker.max_tasks_per_child or None
-    environ = as_environ(environment.env_vars)
-    environ |= thread_variables(resources, {**os.environ, **environ})
-    asked, machine = share(resources, 0.0), Machine.here(settings)
-    room = machine.holds(asked) if asked.cores or asked.memory else MOST_ROOM
-    seated = keeper is not None and policy is not None
-    if keeper is not None and seated:
-        keeper.give_seats(place_of(environment, worker.hostname, asked, machine))
-    crowded = too_small(asked, machine, limits.highest) if seated else ()
-    devices = None
-    if (wanted := device_of(environment)) is not None:
-        devices = Leases(settings.device_locks or default_directory(), wanted, host.accelerators)
-        room = min(room, most_replicas(wanted, host.accelerators))
-        if not seated:  # the bounds are this worker's own
-            limits = _bounded(limits, room)
-    return Serving(
-        environment=environment,
-        limits=limits,
-        max_tasks=max_tasks,
-        patience=Patience(startup=_startup_patience(environment, settings.startup_timeout), stop=10.0),
-        grace=settings.grace_for(options.get("grace"), check_grace(environment.grace)),
-        settings=settings,
-        plan=ReplicaPlan(
-            application=find(worker.app),
-            hostname=worker.hostname,
-            environment=environment.name,
-            concurrency=limits.concurrency,
-            logging=Logging(
-                worker.loglevel,
-                worker.logfile,
-                bool(worker.redirect_stdouts),
-                str(worker.redirect_stdouts_level),
-                None if worker.no_color is None else not worker.no_color,
-            ),
-            preload=device_of(environment) is None,
-            startup_timeout=settings.startup_timeout,
-            max_suspended=settings.max_suspended,
-            secrets=provisions.secrets,
-        ),
-        broker_url=broker_url,
-        host=host,
-        devices=devices,
-        keeper=keeper,
-        weaker=None if keeper is not None else _weaker(worker.app, environment, broker_url),
-        redelivers=is_amqp(broker_url),
-        fenced=keeper is not None and keeper.shares_server_with(worker.app.backend),
-        environ=environ,
-        inherited=dict(os.environ),
-        confinement=confined,
-        recycling=_recycling(worker, settings, confined),
-        room=room,
-        limits_of=limits_of,
-        warnings=(*provisions.warnings, *unenforced(resources), *crowded),
-        roots=Roots(worker.app),
-        find_secrets=partial(secrets_for, worker.app, environment.name),
-    )
-
-
-def _is_given(worker: Any) -> bool:
-    """Whether somebody has said how many processes the worker has."""
-    return bool(worker.options.get("concurrency") or worker.app.conf.worker_concurrency)
-
-
-def _recycling(worker: Any, settings: Settings, confined: Confinement) -> Recycling:
-    kilobytes = worker.max_memory_per_child
-    return Recycling(
-        max_memory=None if not kilobytes else int(kilobytes) * 1024,
-        max_age=worker.options.get("max_age") or settings.max_age,
-        files=confined.files,
-    )
-
-
-def _weaker(app: Any, environment: TaskEnvironment, url: str) -> str:
-    arguments = environment_queue(app, environment.name).queue_arguments or {}
-    quorum = arguments.get(TYPE_ARGUMENT) == "quorum"
-    return weaker_promises(url, quorum, published=connect_to_broker(app) is not None)
-
-
-def _startup_patience(environment: TaskEnvironment, default: float) -> float:
-    # The replica enforces each hook's own timeout and says which one it was; the worker's patience is for a replica
-    # that can no longer say anything, so it is the sum and a little more.
-    hooks: Iterable[timedelta | None] = [hook.timeout for hook in environment.startup_hooks] or [None]
-    return math.fsum(default if timeout is None else timeout.total_seconds() for timeout in hooks) + 5.0
-
-
-def _seconds(option: float | None, setting: float | None, policy: float | timedelta) -> float:
-    value = next(value for value in (option, setting, policy) if value is not None)
-    return value.total_seconds() if isinstance(value, timedelta) else float(value)

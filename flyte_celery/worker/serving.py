@@ -24,6 +24,10 @@ from .roots import Roots
 MOST_ROOM = 10_000
 
 
+class CannotServe(Exception):
+    """The worker cannot start as it was asked to; the text says why and what to do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Serving:
     """One environment as one worker serves it."""

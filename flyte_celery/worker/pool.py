@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from billiard.einfo import ExceptionInfo
@@ -18,12 +18,10 @@ from celery.concurrency.base import BasePool
 from celery.exceptions import Ignore, Reject
 from celery.utils.log import get_logger
 
-from ..autoscaler.decide import Observed, Reason, ReplicaState, ReplicaView
 from ..errors import RuntimeSystemError
-from ..fleet.seats import Report
 from ..fleet.storing import UNFENCED
 from ..overrides import effective, replica_options
-from ..supervisor.lifecycle import Drain, Revive, State, StopReason, Tick
+from ..supervisor.lifecycle import State, StopReason, Tick
 from . import breaches
 from .beside import ONE_CORE, Beside, CannotGive
 from .bounds import share
@@ -40,6 +38,7 @@ from .provisions import CannotProvide
 from .redelivery import MOST_RETURNS, Attempts, Redelivery, returns
 from .replicas import Replica, Replicas
 from .run_scope import RunScope, run_of
+from .scaling import Scaling
 from .serving import Serving
 from .stopping import Stopping
 from .timeouts import Timeouts
@@ -53,18 +52,6 @@ REAP_INTERVAL = 1.0
 #: Objects that may be made, and not freed, before the garbage collector looks for circles among them. Python's own
 #: 700 are a few tasks' requests, which are in no circle and cost a quarter of the worker's time.
 _GARBAGE_THRESHOLD = 20_000
-
-_VIEWED = {
-    State.STARTING: ReplicaState.STARTING,
-    State.READY: ReplicaState.READY,
-    State.DRAINING: ReplicaState.DRAINING,
-    State.STOPPING: ReplicaState.DRAINING,
-    State.GONE: ReplicaState.FAILED,
-}
-
-
-#: Why a replica drains that is not to take tasks again, however many come.
-_FOR_GOOD = frozenset({StopReason.RECYCLED, StopReason.DEVICE_BROKEN})
 
 
 def _calm_garbage_collector() -> None:
@@ -89,8 +76,10 @@ class ReplicaPool(BasePool):
         self._numbers = itertools.count(1)
         self.group = self._own_group()
         self.replicas = Replicas(self.serving, self)
-        self.beside = Beside(self.serving, self.group, self.replicas, self)
+        self.stopping = Stopping(self, self.serving.grace)
         self.run_scope = RunScope(self.replicas, self.serving.roots)
+        self.scaling = Scaling(self.serving, self.group, self.replicas, self.run_scope, self)
+        self.beside = Beside(self.serving, self.group, self.replicas, self.scaling)
         self.elsewhere = Elsewhere(self.serving, self.beside, self.replicas, self._withdraw)
         self._limits = TimeLimits(self.replicas, self.serving.settings.cancel_patience)
         self._timeouts = Timeouts(self.replicas, self._limits, self._withdraw)
@@ -100,11 +89,8 @@ class ReplicaPool(BasePool):
         self.on_tick: Callable[[], None] = lambda: None
         self._tasks = self.serving.environment.tasks
         self._async_names = {task.name for task in self._tasks.values() if task.is_async}
-        self.stopping = Stopping(self, self.serving.grace)
         self._wakeup = SignalWakeup()
         self._considering = False
-        #: Whether a look is due for a replica that may make way.
-        self._looks_again = False
         #: Running average of task durations in seconds, None before the first.
         self.mean_duration: float | None = None
 
@@ -529,7 +515,7 @@ class ReplicaPool(BasePool):
             job.terminated = True
             job.fail(Reject("the worker is stopping", requeue=True))
 
-    # -- The autoscaler's side ---------------------------------------------------------------------------------------
+    # -- Once per interval -------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
         """Once per interval: notice what did not happen in time."""
@@ -558,143 +544,6 @@ class ReplicaPool(BasePool):
             if replica.jobs:
                 replica.jobs.clear()  # when it is gone, nothing of it is to be run again here
                 self.replicas.kill(replica, StopReason.LEASE_LOST)
-
-    def start_replicas(self, n: int, new: int | None = None) -> int:
-        """Revive draining replicas of the environment, then start new ones, up to `n`. Returns how many were had."""
-        if had := self.start_in(self.group, n, new):
-            self.dispatch()
-        return had
-
-    def start_in(self, group: Group, n: int, new: int | None = None) -> int:
-        """The same for a group; `new` is how many may be new ones at most."""
-        if self.stopping.begun:
-            return 0
-        if group.by_run and new is None:  # what drains has its place until it is gone
-            new = max(0, group.limits.highest - self.replicas.seated(group))
-        had = 0
-        for replica in self._revivable(group)[:n]:
-            self.replicas.step(replica, Revive())
-            had += 1
-        most = n if new is None else min(n, had + new)
-        while had < most and group.starts.allowed(time.monotonic(), self.replicas.count(State.STARTING, group=group)):
-            if not self.replicas.start(group):
-                break
-            had += 1
-        return had
-
-    def _revivable(self, group: Group) -> list[Replica]:
-        return [
-            replica
-            for replica in self.replicas.in_state(State.DRAINING, group=group)
-            if not self.replicas.used_up(replica) and replica.child.reason not in _FOR_GOOD
-            if not group.by_run or self.run_scope.revivable(replica)
-        ]
-
-    @property
-    def live(self) -> int:
-        """Replicas of the environment that take tasks, or will."""
-        return self.replicas.live(self.group)
-
-    @property
-    def devices(self) -> ReplicaDevices | None:
-        """What gives the environment's replicas their devices, None when they need none."""
-        return self.group.devices
-
-    @property
-    def obstacle(self) -> str | None:
-        """Why this host has no place for another replica now, None when nothing is in the way."""
-        return None if self.devices is None else self.devices.obstacle
-
-    def report(self) -> Report:
-        """What a worker tells its fleet, but for its target."""
-        seen, exist, ending = self.observed(), self.replicas.seated(self.group), self.stopping.begun
-        return Report(
-            exist=exist,
-            live=0 if ending else self.live,
-            revivable=0 if ending else len(self._revivable(self.group)),
-            waiting=seen.ready,
-            running=seen.running,
-            suspended=seen.suspended,
-            starting=seen.starting,
-            room=0 if ending else self._room(exist),
-        )
-
-    def _room(self, exist: int) -> int:
-        """Replicas that this host has room for besides those that exist."""
-        room = max(0, self.serving.room - exist)
-        return room if self.devices is None else min(room, self.devices.free())
-
-    def end_all(self) -> None:
-        """Kill every replica of the environment: others may have their seats."""
-        for replica in self.replicas.of(self.group):
-            self.replicas.kill(replica, StopReason.LEASE_LOST)
-
-    def give_back_waiting(self) -> None:
-        """Put what waits for the environment's replicas back into the queue: other workers have the seats."""
-        for job in reversed(list(self.group.waiting)):  # each goes to the head
-            self.hand_back(job)
-
-    def observed(self) -> Observed:
-        """The demand for the environment's replicas that this worker has claimed, and the replicas."""
-        return self.observed_in(self.group)
-
-    def observed_in(self, group: Group) -> Observed:
-        """The same for a group."""
-        replicas = self.replicas.of(group)
-        return Observed(
-            ready=self.run_scope.ready(group) if group.by_run else len(group.waiting),
-            running=sum(replica.running for replica in replicas),
-            suspended=sum(len(replica.suspended) for replica in replicas),
-            starting=self.replicas.count(State.STARTING, group=group),
-            draining=self.replicas.count(State.DRAINING, group=group),
-            live=self.replicas.live(group) if group.by_run else 0,
-        )
-
-    def views(self) -> list[ReplicaView]:
-        """The environment's replicas as the autoscaler wants to see them."""
-        return self.views_of(self.group)
-
-    def views_of(self, group: Group) -> list[ReplicaView]:
-        """The same for a group; not those that go anyway as soon as others have come."""
-        return [
-            ReplicaView(
-                number=replica.number,
-                state=_VIEWED[replica.child.state],
-                running=replica.running,
-                suspended=len(replica.suspended),
-                idle_since=replica.child.idle_since,
-                started_at=replica.child.started_at,
-                bound=replica.run is not None,
-            )
-            for replica in self.replicas.of(group)
-            if replica.retiring is None
-        ]
-
-    def drain(self, numbers: Iterable[int], reason: StopReason) -> None:
-        """Let these replicas finish what they run and end."""
-        for number in numbers:
-            if (replica := self.replicas.get(number)) is not None:
-                self.replicas.step(replica, Drain(reason))
-
-    def make_way(self, group: Group, full: bool, tell: Callable[[Reason, str], None]) -> None:
-        """Let replicas of a group go for runs that have none.
-
-        Args:
-            group: The replicas.
-            full: Whether there may be no more of them.
-            tell: Is told what was done.
-        """
-        if group.by_run and not self.stopping.begun:
-            for text in self.run_scope.make_way(group, full):
-                tell(Reason.MADE_WAY, text)
-            hub, seconds = self.replicas.hub, self.run_scope.moment(group)
-            if hub is not None and seconds is not None and not self._looks_again:
-                self._looks_again = True
-                hub.call_later(seconds, self._look_again)
-
-    def _look_again(self) -> None:
-        self._looks_again = False
-        self.dispatch()
 
     # -- Recycling ---------------------------------------------------------------------------------------------------
 

@@ -137,5 +137,5 @@ def status_of(pool: ReplicaPool, autoscaler: Autoscaler, hostname: str, ready: i
 
 def _obstacles(pool: ReplicaPool, *, blocked: bool) -> list[str]:
     """What is in the way of the environment's replicas, if anything, and of those for calls with overrides."""
-    own = [pool.obstacle] if blocked and pool.obstacle is not None else []
+    own = [pool.scaling.obstacle] if blocked and pool.scaling.obstacle is not None else []
     return list(dict.fromkeys([*own, *pool.beside.obstacles]))

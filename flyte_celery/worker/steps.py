@@ -65,9 +65,9 @@ class AutoscalerStep(bootsteps.StartStopStep):
     def _made(self, pool: ReplicaPool) -> Autoscaler:
         keeper, limits = pool.serving.keeper, pool.serving.limits
         if keeper is None or keeper.seats is None:
-            return Autoscaler(pool, limits, self._look, SystemClock(), self._decided)
+            return Autoscaler(pool.scaling, limits, self._look, SystemClock(), self._decided)
         keeper.most_claims = 0  # until it is known what there is
-        return SharedAutoscaler(pool, limits, keeper.seats, keeper, SystemClock(), self._decided, self._heard)
+        return SharedAutoscaler(pool.scaling, limits, keeper.seats, keeper, SystemClock(), self._decided, self._heard)
 
     def start(self, parent: Any) -> None:
         """Say what is served from where, and tell the fleet's other processes that this environment exists."""
@@ -151,7 +151,7 @@ class AutoscalerStep(bootsteps.StartStopStep):
             exist = autoscaler.view.all_seats
         else:
             return
-        pool.make_way(pool.group, exist >= autoscaler.limits.highest, autoscaler.tell)
+        pool.scaling.make_way(pool.group, exist >= autoscaler.limits.highest, autoscaler.tell)
 
     def _send_on(self, autoscaler: SharedAutoscaler) -> None:
         """Where replicas belong to runs and none here can be had for a task, let other workers have it."""
@@ -182,7 +182,7 @@ class AutoscalerStep(bootsteps.StartStopStep):
         # Every message that can run is claimed at once, so what the pool holds is the whole demand up to capacity,
         # and beyond capacity demand changes nothing.
         pool: ReplicaPool = self._worker.pool
-        return pool.observed()
+        return pool.scaling.observed()
 
     def _adjust_prefetch(self) -> None:
         """Claim what can run, and a little more, so that short tasks never wait for the broker and long ones do not."""
@@ -199,7 +199,7 @@ class AutoscalerStep(bootsteps.StartStopStep):
         # While this host has no place for more replicas, what others could run is left to them; but for one replica's
         # work, whose demand makes the autoscaler ask again.
         most = min(limits.highest, pool.serving.room)
-        replicas = most if pool.obstacle is None else min(most, pool.live + 1)
+        replicas = most if pool.scaling.obstacle is None else min(most, pool.scaling.live + 1)
         wanted = max(1, replicas * limits.concurrency) + self._lookahead() + suspended
         # Small corrections are not worth a command to the consumer.
         if suspended or abs(wanted - self._prefetch) * 8 > self._prefetch:
@@ -211,7 +211,7 @@ class AutoscalerStep(bootsteps.StartStopStep):
         if pool.mean_duration is None:
             return 0
         per_slot = pool.serving.settings.lookahead / max(pool.mean_duration, 1e-6)
-        return min(MOST_LOOKAHEAD, int(per_slot * pool.live))
+        return min(MOST_LOOKAHEAD, int(per_slot * pool.scaling.live))
 
     def _decided(self, explained: Explained) -> None:
         worker = self._worker

@@ -262,9 +262,9 @@ class TestNobody:
         hosts.host("plain", "--devices", "none")
         task_id = uuid.uuid4().hex
         now = time.time()
-        times = {TIMES_HEADER: {"submitted": now, "queued": now, "until": now + 2}}
+        times = {TIMES_HEADER: {"submitted": now, "queued": now, "until": now + 10}}
         revoked = hosts.needing("train.look", task_id=task_id)
-        expired = hosts.needing("train.look", expires=2)
+        expired = hosts.needing("train.look", expires=10)
         limited = hosts.needing("train.hurried", headers=times)
         kept = hosts.needing("train.look")
         hosts.wait_for_unmet("plain", 4)

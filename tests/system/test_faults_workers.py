@@ -49,7 +49,7 @@ def start(fleet: Fleet) -> Iterator[Start]:
     for member in members:
         fleet.kill(member)
         member.worker.destroy()
-    fleet.wait(lambda: fleet.waiting() == 0, LEASE * 4, "the end of all claims")
+    fleet.wait(lambda: fleet.waiting() == 0, LEASE * 4 + BUSY, "the end of all claims")
 
 
 def occupy(fleet: Fleet, member: Member, task: str, seconds: float) -> list[str]:
@@ -58,7 +58,7 @@ def occupy(fleet: Fleet, member: Member, task: str, seconds: float) -> list[str]
     submitted: list[str] = []
 
     def runs() -> bool:
-        if len(fleet.running() & set(submitted)) < wave / 2:  # more than the others have slots for
+        if not fleet.project.depth(member.environment):  # more than the others have slots for
             submitted.extend(fleet.submit(task, seconds) for _ in range(wave))
         return bool(fleet.running(member))
 

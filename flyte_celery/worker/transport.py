@@ -42,8 +42,9 @@ ALIAS = "flyte-redis"
 #: Seconds that an idle worker waits for a message of the default priority before it looks at the others.
 IDLE_WAIT = 1.0
 
-#: The same where future work is due at once: a `BLMOVE` without any wait would be one without any end.
-SHORTEST_WAIT = 0.001
+#: The same where future work is due at once. A `BLMOVE` without any wait would be one without any end, and Redis 6.2
+#: takes 0.001 for none: it cuts off what its floating point has left of the millisecond.
+SHORTEST_WAIT = 0.01
 
 #: Seconds before Redis is asked again that refused to give tasks. The event loop turns more often than that.
 PAUSE = 0.5

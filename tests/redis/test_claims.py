@@ -13,6 +13,7 @@ from flyte_celery.fleet.claims import Claims, LeaseLostError
 from flyte_celery.fleet.messages import attempts_of
 from flyte_celery.fleet.reaper import reap
 from flyte_celery.fleet.scripts import script
+from flyte_celery.worker.transport import SHORTEST_WAIT
 from tests.conftest import wait_until
 
 QUEUE = "predict"
@@ -101,6 +102,11 @@ def test_what_a_wait_has_put_aside_is_the_first_of_the_next_claims(claims_of: Ma
     assert claim(claims, 1) == ["a", "b"]
     assert server.llen(names.inbox_key(QUEUE, "w1")) == 0
     assert server.hlen(names.claims_key(QUEUE, "w1")) == 2
+
+
+def test_the_shortest_wait_ends(claims_of: MakeClaims, server: redis.Redis) -> None:
+    """Redis 6.2 waits for ever where it takes a time-out for zero: `BLMOVE` with 0.001 never ends."""
+    assert server.execute_command(*claims_of("w1").wait_command(SHORTEST_WAIT)) is None
 
 
 def test_claims_whose_reply_was_lost_come_back(claims_of: MakeClaims, server: redis.Redis) -> None:

@@ -129,8 +129,9 @@ def test_a_task_says_how_often_it_may_be_tried(shared: Project) -> None:
 def test_a_worker_that_wakes_up_after_its_lease_ends_what_it_ran_and_begins_anew(own: Project) -> None:
     """It was stopped for longer than its lease; the worker of another environment has condemned it meanwhile."""
     worker = own.workers[1]
-    running = own.send("snc.sleep", 1.0, 1)
-    own.wait(lambda: own.status("snc")["running"] == 1)
+    own.wait_for_replicas("snc", 2)
+    running = own.send("snc.sleep", 0.5, 1)
+    worker.wait_for_log("received")
     os.kill(worker.pid, signal.SIGSTOP)
     try:
         assert running.get(timeout=PATIENCE) == 1
@@ -159,7 +160,7 @@ def test_a_worker_that_stops_hands_back_at_once_what_is_scheduled_for_later(own:
 
 def test_a_worker_that_ends_in_good_order_leaves_no_claim_behind(own: Project) -> None:
     client = redis.Redis.from_url(own.url)
-    results = [own.send("snc.sleep", 0.2, n) for n in range(10)]
+    results = [own.send("snc.sleep", 1.0, n) for n in range(10)]
     own.wait(lambda: own.status("snc")["running"])
     for worker in own.workers:
         worker.terminate()

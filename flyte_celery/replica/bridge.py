@@ -28,6 +28,7 @@ from celery._state import _task_stack
 from greenlet import getcurrent, greenlet
 
 from .. import context
+from ..client.stacks import working_for
 
 T = TypeVar("T")
 
@@ -344,13 +345,8 @@ def park(begin: Callable[[Callable[[Any], None]], None]) -> Any:
 
 
 def _with_stacks(task: Any, request: Any, function: Callable[..., T], *args: Any) -> T:
-    _task_stack.push(task)
-    task.request_stack.push(request)
-    try:
+    with working_for(task, request):
         return function(*args)
-    finally:
-        task.request_stack.pop()
-        _task_stack.pop()
 
 
 class Loop(asyncio.SelectorEventLoop):

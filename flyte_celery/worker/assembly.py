@@ -39,6 +39,7 @@ from .serving import MOST_ROOM, CannotServe, Serving
 def assembled(
     worker: Any,
     environment: TaskEnvironment,
+    settings: Settings,
     host: Host,
     provisions: Provisions,
     broker_url: str,
@@ -49,6 +50,7 @@ def assembled(
     Args:
         worker: Celery's worker.
         environment: What it serves.
+        settings: The worker's.
         host: What this host offers.
         provisions: What was provided for its replicas.
         broker_url: The broker as the app was configured with it.
@@ -57,7 +59,7 @@ def assembled(
     Raises:
         CannotServe: The environment's resources cannot be given.
     """
-    settings, resources = Settings.from_environ(os.environ), environment.resources
+    resources = environment.resources
     try:
         confined = confinement(resources, settings)
     except ValueError as exc:
@@ -74,7 +76,7 @@ def assembled(
         room = min(room, most_replicas(wanted, host.accelerators))
     crowded: tuple[str, ...] = ()
     if keeper is not None and environment.reusable:
-        keeper.give_seats(place_of(environment, worker.hostname, asked, machine))
+        keeper.give_seats(place_of(environment, settings.code_version, worker.hostname, asked, machine))
         crowded = too_small(asked, machine, limits.highest)
     elif devices is not None:  # the bounds are this worker's own
         limits = replace(limits, lowest=min(limits.lowest, room), highest=min(limits.highest, room))

@@ -9,13 +9,13 @@ devices leases them as the environment's own replicas do; what this host has not
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from celery.utils.log import get_logger
 
-from ..autoscaler.decide import Limits, Observed, Reason, ReplicaView
+from ..autoscaler.decide import Limits, Reason, ReplicaView
 from ..autoscaler.driver import Autoscaler, Explained
 from ..clock import SystemClock
 from ..devices import Device
@@ -35,6 +35,7 @@ from .groups import Group, starts_of
 if TYPE_CHECKING:
     from ..task import TaskTemplate
     from .replicas import Replicas
+    from .scaling import Scaling
     from .serving import Serving
 
     AnyTask = TaskTemplate[Any, Any]
@@ -61,30 +62,6 @@ class CannotGive(Exception):
         self.need = need
 
 
-class Mover(Protocol):
-    """What moves replicas: the pool, as far as this module needs it."""
-
-    def start_in(self, group: Group, n: int) -> int:
-        """Start up to `n` replicas of a group; returns how many were started."""
-        ...
-
-    def observed_in(self, group: Group) -> Observed:
-        """The demand for a group's replicas, and the replicas."""
-        ...
-
-    def views_of(self, group: Group) -> list[ReplicaView]:
-        """A group's replicas as the autoscaler wants to see them."""
-        ...
-
-    def drain(self, numbers: Iterable[int], reason: StopReason) -> None:
-        """Let these replicas finish what they run and end."""
-        ...
-
-    def make_way(self, group: Group, full: bool, tell: Callable[[Reason, str], None]) -> None:
-        """Let replicas of a group go for runs that have none."""
-        ...
-
-
 class Beside:
     """The groups beside the environment's own.
 
@@ -92,14 +69,14 @@ class Beside:
         serving: What the worker serves.
         main: The environment's own group.
         replicas: All replicas of the worker.
-        mover: Starts and drains replicas of a group, and shows them.
+        scaling: Starts and drains replicas of a group, and shows them.
     """
 
-    def __init__(self, serving: Serving, main: Group, replicas: Replicas, mover: Mover) -> None:
+    def __init__(self, serving: Serving, main: Group, replicas: Replicas, scaling: Scaling) -> None:
         self._serving = serving
         self._main = main
         self._replicas = replicas
-        self._mover = mover
+        self._scaling = scaling
         self._groups: dict[str, Group] = {}
         self._scalers: dict[str, Autoscaler] = {}
         self._machine = Machine.here(serving.settings)
@@ -209,7 +186,7 @@ class Beside:
         self._scalers[key] = Autoscaler(
             _GroupPool(group, self),
             group.limits,
-            lambda: self._mover.observed_in(group),
+            lambda: self._scaling.observed_in(group),
             SystemClock(),
             lambda explained: self._decided(group, explained),
         )
@@ -237,7 +214,7 @@ class Beside:
             self._scalers[key].consider()
             if group.by_run:
                 full = self._replicas.seated(group) >= group.limits.highest
-                self._mover.make_way(group, full, self._scalers[key].tell)
+                self._scaling.make_way(group, full, self._scalers[key].tell)
             if not group.waiting and not self._replicas.of(group):
                 del self._groups[key], self._scalers[key]
 
@@ -247,7 +224,7 @@ class Beside:
             if group.ephemeral and (self._full or not self._has_room(group)):
                 self._full = True  # nobody overtakes the first one that waits for room
                 return started
-            if not self._mover.start_in(group, 1):
+            if not self._scaling.start_in(group, 1):
                 return started
         return n
 
@@ -296,7 +273,7 @@ class Beside:
 
     def views(self, group: Group) -> list[ReplicaView]:
         """The replicas of a group."""
-        return self._mover.views_of(group)
+        return self._scaling.views_of(group)
 
     def live(self, group: Group) -> int:
         """How many replicas of a group take tasks, or will."""
@@ -304,7 +281,7 @@ class Beside:
 
     def drain(self, numbers: Iterable[int], reason: StopReason) -> None:
         """Let these replicas go."""
-        self._mover.drain(numbers, reason)
+        self._scaling.drain(numbers, reason)
 
 
 class _GroupPool:

@@ -12,7 +12,6 @@ from celery.utils.log import get_logger
 
 from ..environment import TaskEnvironment
 from ..fleet.seats import Place, Seats
-from ..settings import Settings
 from .bounds import Machine, Share
 
 logger = get_logger("flyte_celery.worker")
@@ -20,17 +19,20 @@ logger = get_logger("flyte_celery.worker")
 _MEGABYTE = 2**20
 
 
-def place_of(environment: TaskEnvironment, hostname: str, share: Share, machine: Machine) -> Place:
+def place_of(
+    environment: TaskEnvironment, code_version: str | None, hostname: str, share: Share, machine: Machine
+) -> Place:
     """What does not change in a worker's life.
 
     Args:
         environment: What it serves.
+        code_version: The version of its code, see `Settings`.
         hostname: Its node name.
         share: What one replica takes of the host.
         machine: What the host has.
     """
     return Place(
-        definition=definition_of(environment, Settings.from_environ(os.environ).code_version),
+        definition=definition_of(environment, code_version),
         host=hostname.partition("@")[2].replace(" ", "_") or "-",
         millicores=round(share.cores * 1000),
         megabytes=-(-share.memory // _MEGABYTE),

@@ -422,8 +422,7 @@ class ReplicaPool(BasePool):
             else:
                 self._lost_while_running(job, cause)
         if self.stopping.begun:
-            for job in [*unstarted, *again]:
-                self.hand_back(job)
+            self.hand_back(*unstarted, *again)
 
     def _start_over(self, job: Job, *, alone: bool) -> None:
         """A task whose replica has used more than it may, not by the task's fault, or nobody knows."""
@@ -506,14 +505,17 @@ class ReplicaPool(BasePool):
             )
         )
 
-    def hand_back(self, job: Job) -> None:
-        """The worker stops before the task has ended, or begun: it is run elsewhere."""
-        self.jobs.pop(job.number, None)
-        if job in job.group.waiting:
-            job.group.waiting.remove(job)
-        if not job.terminated:
-            job.terminated = True
-            job.fail(Reject("the worker is stopping", requeue=True))
+    def hand_back(self, *jobs: Job) -> None:
+        """Put tasks that have not ended, or not begun, back into the queue, in their order: they are run elsewhere."""
+        if self.serving.keeper is not None:  # all at once: what Celery rejects goes back one by one
+            self.serving.keeper.hand_back([job.claim for job in jobs if job.claim is not None and not job.terminated])
+        for job in jobs:
+            self.jobs.pop(job.number, None)
+            if job in job.group.waiting:
+                job.group.waiting.remove(job)
+            if not job.terminated:
+                job.terminated = True
+                job.fail(Reject("it is run elsewhere", requeue=True))
 
     # -- Once per interval -------------------------------------------------------------------------------------------
 

@@ -54,11 +54,12 @@ def prepare(worker: Any) -> None:
         environment = _environment_of(worker)
         if environment is None:
             return
-        host = host_of(worker.options, Settings.from_environ(os.environ))
+        settings = Settings.from_environ(os.environ)
+        host = host_of(worker.options, settings)
         _check_host(environment, host)
         provisions = provide(worker.app, environment, strict_image=bool(worker.options.get("strict_image")))
         check_broker(worker.app)
-        _become(worker, environment, host, provisions)
+        _become(worker, environment, settings, host, provisions)
     except (CannotServe, LookupError, CannotProvide) as exc:
         print(f"Error: {exc}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
@@ -120,7 +121,7 @@ def check_broker(app: Any) -> None:
         connection.release()
 
 
-def _become(worker: Any, environment: TaskEnvironment, host: Host, provisions: Provisions) -> None:
+def _become(worker: Any, environment: TaskEnvironment, settings: Settings, host: Host, provisions: Provisions) -> None:
     app = worker.app
     name = environment.name
     nick, _, machine = worker.hostname.partition("@")
@@ -129,7 +130,8 @@ def _become(worker: Any, environment: TaskEnvironment, host: Host, provisions: P
     broker_url = app.conf.broker_read_url or app.conf.broker_url
     # What `-Q` has made of the name is not what clients declare, where the app says how its queues are.
     app.amqp.queues.select_add(environment_queue(app, name))
-    serving = assembled(worker, environment, host, provisions, broker_url, _claiming(worker, environment, broker_url))
+    keeper = _claiming(worker, environment, settings, broker_url)
+    serving = assembled(worker, environment, settings, host, provisions, broker_url, keeper)
     worker.pool_cls = type("ReplicaPool", (ReplicaPool,), {"serving": serving, "__module__": ReplicaPool.__module__})
     # Celery's consumer takes its prefetch count from these two: as many messages as can run at once.
     worker.concurrency = max(1, serving.capacity)
@@ -171,7 +173,7 @@ def _check_queue(app: Any, name: str) -> None:
                 other(channel).declare()
 
 
-def _claiming(worker: Any, environment: TaskEnvironment, url: str) -> Keeper | None:
+def _claiming(worker: Any, environment: TaskEnvironment, settings: Settings, url: str) -> Keeper | None:
     """Choose the transport with claims where the broker can have them; elsewhere Celery's own serves the queue."""
     conf = worker.app.conf
     scheme = url.split("://", 1)[0]
@@ -181,7 +183,6 @@ def _claiming(worker: Any, environment: TaskEnvironment, url: str) -> Keeper | N
     if client is None or options.get("global_keyprefix") or options.get("sep") or is_too_old(client):
         return None
     queue = queue_name(environment.name)
-    settings = Settings.from_environ(os.environ)
     steps = tuple(options.get("priority_steps") or PRIORITY_STEPS)
     keeper = Keeper(client, queue, steps, worker.hostname, settings.lease)
     keeper.begin()

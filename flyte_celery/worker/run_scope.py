@@ -160,18 +160,14 @@ class RunScope:
         return None if spare_at is None else max(SHORTEST_MOMENT, spare_at - time.monotonic())
 
     def strays(self, group: Group, patience: float) -> list[Job]:
-        """Tasks that have waited here for so many seconds and must go on waiting, which another worker may run.
-
-        The last one first: each goes to the head of the queue.
-        """
+        """Tasks that have waited here for so many seconds and must go on waiting, which another worker may run."""
         if not group.by_run or not group.waiting:
             return []
         lines, heads, held = _lines(group), _lines(group).heads(), self._held(group)
         if not is_stuck(heads, held):
             return []
         since = time.monotonic() - patience
-        strays = (job for run in homeless(heads, held) for job in lines.line(run) if job.arrived_at < since)
-        return sorted(strays, key=lambda job: job.number, reverse=True)
+        return [job for run in homeless(heads, held) for job in lines.line(run) if job.arrived_at < since]
 
     def _ended(self, runs: Collection[str]) -> set[str] | None:
         return None if self._roots is None else self._roots.ended(runs)

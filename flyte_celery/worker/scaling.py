@@ -39,8 +39,8 @@ class Owner(Protocol):
     def dispatch(self) -> None:
         """Give waiting tasks to replicas with free slots."""
 
-    def hand_back(self, job: Job) -> None:
-        """Put a task back into the queue."""
+    def hand_back(self, *jobs: Job) -> None:
+        """Put tasks back into the queue."""
 
 
 class Scaling:
@@ -132,8 +132,7 @@ class Scaling:
 
     def give_back_waiting(self) -> None:
         """Put what waits for the environment's replicas back into the queue: other workers have the seats."""
-        for job in reversed(list(self._group.waiting)):  # each goes to the head
-            self._owner.hand_back(job)
+        self._owner.hand_back(*self._group.waiting)
 
     def observed(self) -> Observed:
         """The demand for the environment's replicas that this worker has claimed, and the replicas."""

@@ -157,8 +157,7 @@ class AutoscalerStep(bootsteps.StartStopStep):
         """Where replicas belong to runs and none here can be had for a task, let other workers have it."""
         view, pool = autoscaler.view, self._worker.pool
         if view is not None and view.workers > 1:
-            for job in pool.run_scope.strays(pool.group, STRAY_PATIENCE):
-                pool.hand_back(job)
+            pool.hand_back(*pool.run_scope.strays(pool.group, STRAY_PATIENCE))
 
     def _heard(self) -> None:
         """Claim what the seats of this worker can run."""

@@ -54,8 +54,7 @@ class Stopping:
         else:  # which hands back what is scheduled for later as well
             for request in tuple(worker_state.scheduled_requests):
                 request.reject(requeue=True)
-        for job in unstarted:
-            pool.hand_back(job)
+        pool.hand_back(*unstarted)
 
     def finish(self) -> None:
         """Let running tasks finish for the grace period, then hand back what is left and end every replica."""
@@ -112,8 +111,7 @@ class Stopping:
         self._turn()
         if pool.serving.keeper is not None:
             pool.serving.keeper.release()
-        for job in list(pool.jobs.values()):
-            pool.hand_back(job)
+        pool.hand_back(*pool.jobs.values())
 
     def _turn(self) -> None:
         """Let Celery acknowledge what has just ended, which it does in the next turn of the event loop."""

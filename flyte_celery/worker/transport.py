@@ -13,7 +13,6 @@ moves what is due into the queue; the wait ends in time for it. What is claimed 
 from __future__ import annotations
 
 import contextlib
-import json
 from queue import Empty
 from time import monotonic, time
 from typing import Any, ClassVar, NoReturn, cast
@@ -22,7 +21,6 @@ from celery.utils.log import get_logger
 from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
 from kombu.utils.encoding import bytes_to_str
-from kombu.utils.json import loads
 from redis.exceptions import NoScriptError, ResponseError
 
 from .. import kombu_json
@@ -250,19 +248,20 @@ class Claiming(kombu_redis.Channel):
             self._next_due = min(self._next_due, monotonic() + min(due for _, due in early) - now)
             for number in parked:
                 del messages[number]
+        unwanted = []
         with self.keeper.delivery():
             for number, message in messages.items():
                 # Cancelled, or paused or left without seats, while the server waited or the reply was on its way.
                 cancelled = self.closed or self.keeper.claims.queue not in self.active_queues
                 if cancelled or (self.keeper.most_claims == 0 and not self.keeper.claims.held[number].placed):
-                    self.keeper.hand_back([number])
+                    unwanted.append(number)
                 else:
                     self.connection._deliver(message, self.keeper.claims.queue)
+        if unwanted:
+            self.keeper.hand_back(unwanted)
 
     def _message_of(self, claim: Claim) -> dict[str, Any]:
-        # Celery's protocol has only JSON's own types in a message; what kombu writes of others tells itself.
-        decode = loads if b'"__type__"' in claim.message else json.loads
-        message: dict[str, Any] = decode(bytes_to_str(claim.message))
+        message: dict[str, Any] = kombu_json.loads(bytes_to_str(claim.message))
         properties = message["properties"]
         claim.attempts, claim.lost_to = attempts_of(properties)
         # Everything above acknowledges by delivery tag. The claim's id is unique in this worker; tags of foreign

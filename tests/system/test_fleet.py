@@ -271,6 +271,24 @@ def test_an_operator_pauses_scales_drains_and_prewarms(shared: Members) -> None:
     shared.wait_for(0)
 
 
+def test_what_a_paused_worker_was_about_to_get_goes_back_to_the_queue(one: Members) -> None:
+    """It waits for a message when it hears of the order, and Redis gives it the next one."""
+    one.start("h1")
+
+    def looks() -> int:
+        return int(bytes(one.client.get(names.pulse_key()) or b"0").split()[0])  # type: ignore[arg-type]
+
+    for _ in range(5):
+        orders.pause(one.client, "one")
+        for _ in range(2):
+            seen = looks()
+            one.project.wait(lambda seen=seen: looks() != seen, description="another look")  # type: ignore[misc]
+        result = one.project.send("one.nap", 0.0)
+        one.project.wait(lambda: one.project.depth("one") == 1, description="a task in the queue")
+        orders.resume(one.client, "one")
+        assert result.get(timeout=PATIENCE) == ""
+
+
 def test_orders_outlive_workers(one: Members) -> None:
     orders.scale(one.client, "one", 0, 0)
     one.start("h1")

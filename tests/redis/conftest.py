@@ -16,6 +16,13 @@ def redis_client(redis_url: str) -> Iterator[redis.Redis]:
         yield client
 
 
+@pytest.fixture
+def server(redis_url: str) -> Iterator[redis.Redis]:
+    """A client of the test's database that returns bytes, as workers have it."""
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+
+
 class KeptKeys:
     """The keys that may stay for ever, as a test allows them."""
 

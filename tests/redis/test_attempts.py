@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,13 +19,6 @@ from flyte_celery.fleet.scripts import script
 from flyte_celery.fleet.storing import NextAttempt, arguments, followed, store
 
 QUEUE = "predict"
-
-
-@pytest.fixture
-def server(redis_url: str) -> Iterator[redis.Redis]:
-    """A client of the test's database that returns bytes, as workers have it."""
-    with redis.Redis.from_url(redis_url) as client:
-        yield client
 
 
 def message_of(attempt: int, task: str = "t1") -> str:

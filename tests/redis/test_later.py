@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import redis
@@ -19,13 +19,6 @@ QUEUE = "predict"
 LISTS = names.priority_lists(QUEUE)
 
 MakeClaims = Callable[..., Claims]
-
-
-@pytest.fixture
-def server(redis_url: str) -> Iterator[redis.Redis]:
-    """A client of the test's database that returns bytes, as workers have it."""
-    with redis.Redis.from_url(redis_url) as client:
-        yield client
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import redis
@@ -22,13 +22,6 @@ QUEUE = "train"
 LISTS = names.priority_lists(QUEUE)
 L4 = need_of(Resources(gpu="L4:1"))
 HUGE = need_of(Resources(memory="4Ti"))
-
-
-@pytest.fixture
-def server(redis_url: str) -> Iterator[redis.Redis]:
-    """A client of the test's database that returns bytes, as workers have it."""
-    with redis.Redis.from_url(redis_url) as client:
-        yield client
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Iterator
 
 import pytest
 import redis
@@ -17,13 +16,6 @@ from flyte_celery.fleet.claims import Claims, LeaseLostError
 
 QUEUE = "predict"
 LISTS = names.priority_lists(QUEUE)
-
-
-@pytest.fixture
-def server(redis_url: str) -> Iterator[redis.Redis]:
-    """A client of the test's database that returns bytes, as workers have it."""
-    with redis.Redis.from_url(redis_url) as client:
-        yield client
 
 
 @pytest.fixture

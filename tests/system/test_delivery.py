@@ -42,6 +42,12 @@ SOURCE = """
 
 
     @snc.task
+    def sleep_after(seconds: float, began: str) -> None:
+        open(began, "x").close()
+        time.sleep(seconds)
+
+
+    @snc.task
     def poison() -> None:
         os.kill(os.getpid(), signal.SIGSEGV)
 
@@ -126,15 +132,14 @@ def test_a_task_says_how_often_it_may_be_tried(shared: Project) -> None:
         shared.send("snc.deadly").get(timeout=PATIENCE)
 
 
-def test_a_worker_that_wakes_up_after_its_lease_ends_what_it_ran_and_begins_anew(own: Project) -> None:
+def test_a_worker_that_wakes_up_after_its_lease_ends_what_it_ran_and_begins_anew(own: Project, tmp_path: Path) -> None:
     """It was stopped for longer than its lease; the worker of another environment has condemned it meanwhile."""
-    worker = own.workers[1]
-    own.wait_for_replicas("snc", 2)
-    running = own.send("snc.sleep", 0.5, 1)
-    worker.wait_for_log("received")
+    worker, began = own.workers[1], tmp_path / "began"
+    running = own.send("snc.sleep_after", 0.5, str(began))
+    own.wait(began.exists, description="the task in a replica, which goes on without its worker")
     os.kill(worker.pid, signal.SIGSTOP)
     try:
-        assert running.get(timeout=PATIENCE) == 1
+        running.get(timeout=PATIENCE)
         own.wait(lambda: condemned(own, "snc"), description="the other worker to condemn it")
     finally:
         os.kill(worker.pid, signal.SIGCONT)

@@ -106,21 +106,22 @@ def test_a_redis_that_is_stopped_for_longer_than_the_lease_loses_nothing(fleet: 
 
 def test_a_worker_that_is_cut_off_loses_its_tasks_to_others_and_comes_back(fleet: Fleet) -> None:
     """Its connections stay open and nothing comes through, until the network heals."""
+    tasks: list[str] = []
+
+    def runs_one(member: Member, since: float) -> bool:
+        """Whether the worker has begun a task; there are always more of them than the others have slots for."""
+        if len(fleet.running() & set(tasks)) < 20:
+            tasks.extend(fleet.submit_many("aio.nap", 40, 0.5))
+        return any(mark.worker == member.name and mark.event == "start" and mark.at > since for mark in fleet.marks())
+
     with proxied(fleet, "aio") as member:
-        tasks = [fleet.submit("aio.nap", 0.5) for _ in range(40)]
-        fleet.wait(lambda: fleet.running(member), description="a running task")
         assert member.proxy is not None
+        fleet.wait(lambda: runs_one(member, since=0.0), description="a task in the worker to be cut off")
         member.proxy.stall()
         fleet.wait_for(tasks)
         member.proxy.heal()
         healed = time.monotonic()
-
-        def takes_tasks() -> bool:
-            if len(fleet.running() & set(tasks)) < 20:  # more than the others have slots for
-                tasks.extend(fleet.submit("aio.nap", 0.3) for _ in range(40))
-            return any(mark.worker == member.name and mark.at > healed for mark in fleet.marks())
-
-        fleet.wait(takes_tasks, 15, "a task in the worker that was cut off")
+        fleet.wait(lambda: runs_one(member, since=healed), description="a task in the worker that was cut off")
         fleet.wait_for(tasks)
 
 

@@ -26,7 +26,7 @@ from ..errors import DeadlineExceededError, NonRecoverableError, RuntimeUserErro
 from ..fleet.messages import attempts_of
 from ..fleet.storing import Fence, NextAttempt
 from ..names import LOST_HEADER, REPLICA_VARIABLE
-from . import cached_run, caching
+from . import cached_run, caching, shortcut
 from .backend import address
 from .caching import TaskCache
 from .message import Caller
@@ -85,10 +85,12 @@ class EnvironmentTask:
             stored = caching.answer(self, args, kwargs, options)
             if stored is not None:
                 return stored
-        outgoing = self.outgoing(args, kwargs, options)
+        # Asked once for all steps: it reads Celery's settings, which takes as long as a step.
+        open_now = not shortcut.closed_for_now(self._get_app())
+        outgoing = self.outgoing(args, kwargs, options, sends=open_now)
         if options.get("retries") and (retried := self._retried(*outgoing)) is not None:
             return retried
-        return self.publisher.publish(self, *outgoing)
+        return self.publisher.publish(self, *outgoing, open_now=open_now)
 
     def _retried(self, args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
         """The result of a call that is the next attempt of the running task, submitted in the step that ends this one.

@@ -67,8 +67,17 @@ class Publisher:
         self._executor: ThreadPoolExecutor | None = None
         _publishers.add(self)
 
-    def publish(self, task: Any, args: Sequence[Any], kwargs: dict[str, Any], options: Options) -> Any:
+    def publish(
+        self, task: Any, args: Sequence[Any], kwargs: dict[str, Any], options: Options, *, open_now: bool
+    ) -> Any:
         """Publish one call, with arguments and options as they travel; returns its result.
+
+        Args:
+            task: The registered Celery task.
+            args: JSON-native positional arguments.
+            kwargs: JSON-native keyword arguments.
+            options: Those of `apply_async`.
+            open_now: Whether the shortcut is open, see `shortcut.closed_for_now`.
 
         Raises:
             kombu.exceptions.OperationalError: The broker cannot be reached within Celery's retry policy.
@@ -77,7 +86,7 @@ class Publisher:
         """
         self.ensure_broker()
         call = None
-        if not shortcut.closed_for_now(self.app):
+        if open_now:
             call = self.prepare(task, args, kwargs, options, Caller.here(self.app))
         if call is None:
             return self.by_celery(task, args, kwargs, options)

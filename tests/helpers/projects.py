@@ -23,7 +23,7 @@ from tests.helpers.workers import Worker, project_environment, write_module
 T = TypeVar("T")
 
 #: Seconds for what takes fractions of a second, with room for a machine that does something else.
-PATIENCE = 20.0
+PATIENCE = 40.0
 
 
 class Project:

@@ -12,7 +12,7 @@ T = TypeVar("T")
 _INTERVAL = 0.01
 
 
-def wait_until(predicate: Callable[[], T], timeout: float = 10.0, description: str = "the condition") -> T:
+def wait_until(predicate: Callable[[], T], timeout: float = 30.0, description: str = "the condition") -> T:
     """Call `predicate` until what it returns is true, and return that.
 
     Args:

@@ -114,7 +114,7 @@ class Worker:
         """The last lines of the log, under a heading with the worker's name."""
         return "\n".join([f"--- {self.name}, end of {self.log_path}", *self.log().splitlines()[-lines:]])
 
-    def wait_for_log(self, text: str, timeout: float = 30.0) -> None:
+    def wait_for_log(self, text: str, timeout: float = 60.0) -> None:
         """Wait until the log has `text`.
 
         Raises:
@@ -131,7 +131,7 @@ class Worker:
             ending = f"still runs after {timeout:g} s" if status is None else f"ended with status {status}"
             raise AssertionError(f"The worker {ending} and never logged {text!r}.\n{self.log_tail()}")
 
-    def wait_ready(self, timeout: float = 30.0) -> None:
+    def wait_ready(self, timeout: float = 60.0) -> None:
         """Wait until the worker says that it consumes."""
         self.wait_for_log(_READY, timeout)
 
@@ -143,7 +143,7 @@ class Worker:
         """Kill the main process alone (SIGKILL), as the kernel does when memory runs out."""
         self.process.send_signal(signal.SIGKILL)
 
-    def wait(self, timeout: float = 40.0) -> int:
+    def wait(self, timeout: float = 60.0) -> int:
         """Wait for the end of the main process and return its exit status.
 
         Raises:

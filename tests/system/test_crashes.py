@@ -273,5 +273,5 @@ class TestAWorkerThatIsToldToStop:
         worker.terminate()
         worker.wait_for_log("waiting up to")
         worker.terminate()
-        assert worker.wait(timeout=5.0) == 0
+        assert worker.wait(timeout=20.0) == 0
         assert project.depth("one-by-one") == 1

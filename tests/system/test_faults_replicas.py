@@ -69,7 +69,7 @@ def test_an_async_task_that_kills_its_replica_before_its_first_await_is_given_up
     try:
         fleet.repair()
         poison = fleet.submit("aio.crash_at_once")
-        fleet.wait_for([poison], "FAILURE", 5.0)
+        fleet.wait_for([poison], "FAILURE")
         assert len(fleet.starts(poison)) == 3
     finally:
         fleet.close()

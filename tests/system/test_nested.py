@@ -225,7 +225,7 @@ def test_at_the_bound_the_chain_is_named(redis_url: str, tmp_path: Path) -> None
         with pytest.raises(
             StarvationError, match=r"snc\.deep\[.*\] > snc\.deep\[.*5 tasks of its replica wait already"
         ):
-            project.send("snc.deep", 20).get(timeout=5)
+            project.send("snc.deep", 20).get(timeout=PATIENCE)
         assert project.call("snc.deep", 4) == 4
     finally:
         project.close()

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 from celery import chain, chord, group, signature
 
+from tests.helpers.projects import PATIENCE
 from tests.helpers.waiting import wait_until
 from tests.system.semantics.notes import notes
-
-PATIENCE = 20.0
 
 async_and_sync = pytest.mark.parametrize("suffix", ["", "_sync"], ids=["async", "sync"])
 

@@ -6,9 +6,8 @@ from types import ModuleType
 
 import pytest
 
+from tests.helpers.projects import PATIENCE
 from tests.system.semantics.notes import notes
-
-PATIENCE = 20.0
 
 async_and_sync = pytest.mark.parametrize("suffix", ["", "_sync"], ids=["async", "sync"])
 

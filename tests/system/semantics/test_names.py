@@ -6,12 +6,10 @@ from types import ModuleType
 
 import pytest
 
-from tests.helpers.projects import Project
+from tests.helpers.projects import PATIENCE, Project
 from tests.helpers.waiting import wait_until
 from tests.helpers.workers import run_python
 from tests.system.semantics.notes import notes
-
-PATIENCE = 20.0
 
 
 def test_a_plain_app_sends_by_name_and_queue(project: Project) -> None:

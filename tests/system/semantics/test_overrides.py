@@ -10,9 +10,8 @@ import pytest
 from celery import chain, chord, group
 
 import flyte_celery as flyte
+from tests.helpers.projects import PATIENCE
 from tests.system.semantics.notes import notes
-
-PATIENCE = 20.0
 
 async_and_sync = pytest.mark.parametrize("suffix", ["", "_sync"], ids=["async", "sync"])
 

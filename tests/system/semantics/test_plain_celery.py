@@ -9,11 +9,9 @@ from types import ModuleType
 import pytest
 from celery import Celery
 
-from tests.helpers.projects import Project
+from tests.helpers.projects import PATIENCE, Project
 from tests.helpers.waiting import wait_until
 from tests.system.semantics import notes
-
-PATIENCE = 20.0
 
 
 def plain_queues(project: Project) -> set[str]:

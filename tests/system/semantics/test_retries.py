@@ -6,10 +6,9 @@ from types import ModuleType
 
 import pytest
 
+from tests.helpers.projects import PATIENCE
 from tests.helpers.waiting import wait_until
 from tests.system.semantics.notes import notes
-
-PATIENCE = 20.0
 
 async_and_sync = pytest.mark.parametrize("suffix", ["", "_sync"], ids=["async", "sync"])
 
@@ -97,5 +96,5 @@ def test_what_is_not_an_ordinary_exception_ends_the_task_alone(tasks: ModuleType
 
 def test_running_out_of_memory_fails_the_task_and_not_the_worker(tasks: ModuleType) -> None:
     with pytest.raises(MemoryError):
-        tasks.out_of_memory.delay().get(timeout=5)
+        tasks.out_of_memory.delay().get(timeout=PATIENCE)
     assert tasks.add.delay(1, 1).get(timeout=PATIENCE) == 2

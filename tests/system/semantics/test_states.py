@@ -7,12 +7,10 @@ from types import ModuleType
 
 import pytest
 
-from tests.helpers.projects import Project
+from tests.helpers.projects import PATIENCE, Project
 from tests.helpers.waiting import wait_until
 from tests.helpers.workers import run_python
 from tests.system.semantics.notes import notes, open_gate
-
-PATIENCE = 20.0
 
 async_and_sync = pytest.mark.parametrize("suffix", ["", "_sync"], ids=["async", "sync"])
 

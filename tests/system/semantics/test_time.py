@@ -11,11 +11,9 @@ from typing import Any
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded
 
-from tests.helpers.projects import Project
+from tests.helpers.projects import PATIENCE, Project
 from tests.helpers.waiting import wait_until
 from tests.system.semantics.notes import notes, open_gate
-
-PATIENCE = 20.0
 
 async_and_sync = pytest.mark.parametrize("suffix", ["", "_sync"], ids=["async", "sync"])
 

@@ -44,12 +44,10 @@ of the class that the task raised, so `except ValueError` and `except RuntimeUse
 
 from __future__ import annotations
 
-import contextlib
-import copyreg
-import functools
 import pickle
-from types import GetSetDescriptorType, MemberDescriptorType
-from typing import Any, Literal, NoReturn, Self, TypedDict, Unpack, cast
+from typing import Any, Literal, NoReturn, Self, TypedDict, Unpack
+
+from .recreation import also_an_instance, made_again, taken_apart
 
 #: Who failed: the platform, nobody knows, or the task's own code.
 Kind = Literal["system", "unknown", "user"]
@@ -84,20 +82,20 @@ class BaseRuntimeError(RuntimeError):
         return self._message
 
     def __reduce__(self) -> tuple[Any, ...]:
-        snapshot = _snapshot(self)
-        for cause in (self.__cause__ and _snapshot(self.__cause__), None):
+        parts = taken_apart(self)
+        for cause in (self.__cause__ and taken_apart(self.__cause__), None):
             try:
-                data = pickle.dumps((snapshot, cause))
-                _restore(data)
+                data = pickle.dumps((parts, cause))
+                made_again(data)
             except RecursionError:
                 break  # it holds itself; another attempt at each depth would take forever
             except Exception:
                 continue  # a local class, or a value that no other process can have: better found out here than there
-            return _restore, (data,)
+            return made_again, (data,)
         bare = raised(self.kind, self.code, message_of(self), worker=self.worker)
         for note in getattr(self, "__notes__", ()):
             bare.add_note(str(note))
-        return _restore, (pickle.dumps((_snapshot(bare), None)),)
+        return made_again, (pickle.dumps((taken_apart(bare), None)),)
 
     def _reraise(self, *_: object) -> NoReturn:
         raise self
@@ -619,7 +617,7 @@ def raised(
     """
     error: BaseRuntimeError = _chosen(kind, code)._received(code, message, worker)
     if original is not None:
-        error = _also_an_instance(error, original)
+        error = also_an_instance(error, original)
         error.__cause__ = original
     if traceback:
         error.add_note(f"Remote traceback{f' (worker {worker})' if worker else ''}:\n{traceback.rstrip()}")
@@ -644,107 +642,3 @@ def message_of(exc: BaseException) -> str:
         return str(exc)
     except Exception as problem:
         return f"(a {type(exc).__name__} whose message cannot be read: its __str__ raised {type(problem).__name__})"
-
-
-class _Both(type):
-    """The class of classes that are made here of a chosen error and a user's exception."""
-
-
-@functools.lru_cache(maxsize=1024)
-def _class_of_both(chosen: type[Any], other: type[Any]) -> type[Any]:
-    """A class whose instances are caught as either one; `chosen` itself where there can be none.
-
-    It has the name and module of `other`: Celery stores those, so that any client can re-create the user's exception.
-    """
-    if issubclass(other, chosen):
-        return other
-    if not issubclass(other, Exception) or issubclass(other, (StopIteration, StopAsyncIteration)):
-        return chosen
-    if issubclass(chosen, other):
-        return chosen
-    namespace = {
-        "__module__": other.__module__,
-        "__qualname__": other.__qualname__,
-        "__doc__": other.__doc__,
-        # Plain attributes win over what `other` may have under these names, a read-only property for instance.
-        **dict.fromkeys(("code", "kind", "worker", "_message")),
-    }
-    try:
-        return _Both(other.__name__, (chosen, other), namespace)
-    except Exception:
-        # Memory layouts or metaclasses conflict, or `other` refuses to be subclassed.
-        return chosen
-
-
-def _recipe(cls: _Both) -> Any:
-    """How pickle makes the class again, which exists in no module."""
-    return _class_of_both, cls.__bases__
-
-
-copyreg.pickle(_Both, _recipe)
-
-
-def _also_an_instance(error: BaseRuntimeError, original: BaseException) -> BaseRuntimeError:
-    """The same error as an instance of the original's class too, with what the original holds."""
-    chosen, other = cast("tuple[Any, Any]", (type(error), type(original)))
-    cls = _class_of_both(chosen, other)
-    if cls is chosen and not isinstance(original, chosen):
-        return error
-    try:
-        # Its notes are shown with the cause already.
-        fields = {name: value for name, value in _fields(original).items() if name != "__notes__"}
-        both = _made(cls, original.args, {**fields, **vars(error)})
-    except Exception:
-        return error  # what can be made cannot be foreseen for every user's class, and the failure has to arrive
-    return cast(BaseRuntimeError, both)
-
-
-#: What `_made` needs to make an exception again: its class, its `args`, everything else that it holds.
-_Snapshot = tuple[type[BaseException], tuple[Any, ...], dict[str, Any]]
-
-
-def _snapshot(exc: BaseException) -> _Snapshot:
-    return type(exc), exc.args, _fields(exc)
-
-
-def _restore(data: bytes) -> BaseException:
-    snapshot, cause = pickle.loads(data)
-    error = _made(*snapshot)
-    if cause is not None:
-        error.__cause__ = _made(*cause)
-    return error
-
-
-def _fields(exc: BaseException) -> dict[str, Any]:
-    """What an exception holds beside its `args`, with fields that live outside its `__dict__` (`OSError.errno`)."""
-    fields: dict[str, Any] = {}
-    for cls in type(exc).__mro__:
-        for name, member in vars(cls).items():
-            outside = isinstance(member, (MemberDescriptorType, GetSetDescriptorType))
-            if outside and name != "args" and not name.startswith("__"):
-                with contextlib.suppress(AttributeError):
-                    fields[name] = getattr(exc, name)
-    return fields | vars(exc)
-
-
-def _made(cls: type[BaseException], args: tuple[Any, ...], fields: dict[str, Any]) -> BaseException:
-    """An instance made without `__init__`, whose signature nobody knows."""
-    maker: type = cls
-    while isinstance(maker, _Both):
-        maker = maker.__bases__[1]
-    exc: BaseException
-    try:
-        exc = maker.__new__(cls, *args)
-    except TypeError:
-        # Its own `__new__` wants other arguments, or is `MemoryError`'s, which makes no combined class.
-        exc = BaseException.__new__(cls, *args)
-    BaseException.__setattr__(exc, "args", args)
-    inside = vars(exc)
-    for name, value in fields.items():
-        if isinstance(getattr(cls, name, None), (MemberDescriptorType, GetSetDescriptorType)):
-            # Some are read-only and were set by `__new__`: the members of an exception group.
-            with contextlib.suppress(AttributeError, TypeError):
-                BaseException.__setattr__(exc, name, value)
-        else:
-            inside[name] = value
-    return exc

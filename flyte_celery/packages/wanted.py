@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..image import (
-    Image,
+from ..image import Image
+from ..image_layers import (
     Layer,
     PipOptions,
     PipPackages,

@@ -13,10 +13,14 @@ from collections.abc import Generator, Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
+import redis
 from celery import states
+from celery.app.task import Context
 from celery.backends.redis import RedisBackend, SentinelBackend
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import GroupResult, ResultSet
+from celery.utils.log import get_logger
+from kombu.exceptions import OperationalError
 from kombu.utils.encoding import bytes_to_str, ensure_bytes
 
 from .. import kombu_json, suspension
@@ -28,6 +32,8 @@ from .message import random_id
 from .readers import ThreadWait, left
 from .replies import Reply, ReplyChannel, announcement, channel_of
 from .waits import check_blocking, check_circle
+
+logger = get_logger("flyte_celery.results")
 
 #: Field of a running task's request: how its result goes into the cache, a `fleet.cached.Keep`.
 KEEP_FIELD = "flyte_celery_keep"
@@ -114,6 +120,24 @@ class _Replies:
             if is_replies_key(reply_to):
                 backend.ensure(self.client.publish, (reply_to, announcement(key, ensure_bytes(payload))))
         return stored
+
+    def _call_task_errbacks(self, request: Any, exc: Any, traceback: Any) -> None:
+        """Call each errback by itself, when the failure is stored: what is wrong with one is no concern of the others.
+
+        Were it raised, the failure would count as not recorded, and the task would run again, and fail again.
+
+        Raises:
+            kombu.exceptions.OperationalError: The broker cannot be reached, so that an errback is not submitted.
+        """
+        backend: Any = super()
+        for errback in request.errbacks:
+            try:
+                backend._call_task_errbacks(Context(vars(request), errbacks=[errback]), exc, traceback)
+            except (OperationalError, redis.RedisError):
+                raise
+            except Exception as problem:
+                name = getattr(errback, "task", errback)
+                logger.exception("%s failed, and its errback %s cannot be called: %s", request.id, name, problem)
 
     def write_of(
         self,

@@ -128,6 +128,18 @@ def fail_sync(text: str) -> None:
     raise ValueError(text)
 
 
+@aio.task
+async def note_and_fail(key: str) -> None:
+    note(key, "run")
+    raise ValueError("noted")
+
+
+@snc.task
+def note_and_fail_sync(key: str) -> None:
+    note(key, "run")
+    raise ValueError("noted")
+
+
 @aio.task(bind=True, max_retries=5)
 async def retry_itself(self: Any, key: str, failures: int) -> list[int]:
     """Ask for a retry after `failures` attempts; returns the request's count of retries and ctx's attempt."""

@@ -71,6 +71,20 @@ def test_an_errback_with_one_argument_runs_in_its_own_environment(tasks: ModuleT
 
 
 @async_and_sync
+def test_an_errback_that_cannot_be_called_is_left_out_and_the_task_runs_once(tasks: ModuleType, suffix: str) -> None:
+    """With arguments of a wrong number, or of a wrong type; the others are called."""
+    key = f"wrong-errbacks{suffix}"
+    task = getattr(tasks, "note_and_fail" + suffix)
+    wrong = [tasks.add.s(1, 2), tasks.add.s("x")]
+    result = task.apply_async((key,), link_error=[*wrong, tasks.errback_by_id.s(f"{key}-called")])
+    with pytest.raises(ValueError, match="noted"):
+        result.get(timeout=PATIENCE)
+    assert wait_until(lambda: notes(f"{key}-called"), PATIENCE) == [result.id]
+    assert tasks.add.delay(1, 1).get(timeout=PATIENCE) == 2
+    assert notes(key) == ["run"]
+
+
+@async_and_sync
 @pytest.mark.parametrize("errback", ["plain_errback", "errback_with_error", "errback_with_error_async"])
 def test_an_errback_that_takes_the_error_is_called_where_the_task_failed(
     tasks: ModuleType, suffix: str, errback: str

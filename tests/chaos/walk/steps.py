@@ -38,7 +38,7 @@ def _started(world: World, chance: random.Random, environment: str, version: int
     host, proxied, awaited = chance.choice(HOSTS), chance.random() < 0.6, chance.random() < 0.7
     member = world.join(environment, host, version, proxied)
     if awaited:  # others may be hit while they start
-        member.worker.wait_ready(30 + world.patience)
+        world.wait_ready(member)
     return f"{_of(member)} joins, version {version}{', through a proxy' if proxied else ''}"
 
 
@@ -94,7 +94,8 @@ def go_on(world: World, chance: random.Random) -> str | None:
 
 def stall(world: World, chance: random.Random) -> str | None:
     """No byte comes through between a worker and Redis, or no reply; `heal` comes sooner or later."""
-    proxied = [member for member in world.well if member.proxy is not None]
+    # A worker that finds no broker at its start ends.
+    proxied = [member for member in world.well if member.proxy is not None and member in world.ready]
     if not proxied or len(world.stalled) >= 2:
         return None
     replies = chance.random() < 0.3

@@ -46,7 +46,7 @@ def walk(
         began = time.monotonic()
         members = [world.join(name, chance.choice(HOSTS), 1, proxied=True) for name in POLICIES]
         for member in members:
-            member.worker.wait_ready(30 + patience)
+            world.wait_ready(member)
         number = 0
         while time.monotonic() < began + minutes * 60:
             number += 1

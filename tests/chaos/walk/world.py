@@ -45,6 +45,8 @@ class World:
     well: list[Member] = field(default_factory=list)
     stopped: dict[Member, float] = field(default_factory=dict)
     stalled: dict[Member, float] = field(default_factory=dict)
+    #: Workers that have begun to serve, as far as anybody has waited for that.
+    ready: set[Member] = field(default_factory=set)
     #: The newest version of each environment.
     versions: dict[str, int] = field(default_factory=lambda: dict.fromkeys(POLICIES, 1))
     submitted: list[Submitted] = field(default_factory=list)
@@ -101,6 +103,11 @@ class World:
         )
         self.well.append(member)
         return member
+
+    def wait_ready(self, member: Member) -> None:
+        """Wait until a worker serves."""
+        member.worker.wait_ready(30 + self.patience)
+        self.ready.add(member)
 
     def leave(self, member: Member) -> None:
         """Tell a worker to end."""
@@ -183,4 +190,4 @@ class World:
             if not self.of(environment):
                 self.join(environment, HOSTS[0], self.versions[environment], proxied=False)
         for member in self.well:
-            member.worker.wait_ready(30 + self.patience)
+            self.wait_ready(member)

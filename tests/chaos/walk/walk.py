@@ -37,27 +37,34 @@ def walk(
     Returns:
         What was broken, in sentences.
     """
-    chance = random.Random(seed)
+    chance, began = random.Random(seed), time.monotonic()
     world = World(folder, lease, patience)
     bounds = {name: policy[:2] for name, policy in POLICIES.items()}
     invariants = Invariants(bounds, RESTING, lease, patience)
     watch = Watch(world.fleet.server.url(), invariants, world.replicas)
+
+    def tell(what: str) -> None:
+        say(f"{time.monotonic() - began:6.1f} s  {what}")
+
     try:
-        began = time.monotonic()
         members = [world.join(name, chance.choice(HOSTS), 1, proxied=True) for name in POLICIES]
         for member in members:
             world.wait_ready(member)
         number = 0
         while time.monotonic() < began + minutes * 60:
             number += 1
-            say(f"{number:4} {time.monotonic() - began:6.1f} s  {_step(world, chance)}")
+            tell(f"{number:4}  {_step(world, chance)}")
             _trickle(world, chance)
             if broken := [*watch.look(), *world.prune()]:
                 return broken
-        say(f"     {time.monotonic() - began:6.1f} s  peace")
-        broken = _end(world, invariants) or watch.look()
-        say(f"     {time.monotonic() - began:6.1f} s  {len(world.submitted)} tasks, {watch.looks} looks")
-        return broken
+        tell("peace")
+        broken = _tasks(world)
+        tell(f"the end of {len(world.submitted)} tasks")
+        broken = broken or _minima(world, invariants)
+        tell(f"the minimum of each environment, after {watch.looks} looks")
+        return broken or watch.look()
+    except AssertionError as error:  # something was waited for in vain
+        return [str(error), *watch.breaches]
     finally:
         watch.close()
         world.close()
@@ -77,23 +84,18 @@ def _trickle(world: World, chance: random.Random) -> None:
         time.sleep(chance.uniform(0.05, 0.2))
 
 
-def _end(world: World, invariants: Invariants) -> list[str]:
-    try:
-        world.in_peace()
-        wanted = {task.id for task in world.submitted}
+def _tasks(world: World) -> list[str]:
+    """Mend everything and wait for the end of all tasks."""
+    world.in_peace()
+    wanted = {task.id for task in world.submitted}
 
-        def done() -> bool:
-            wanted.difference_update(world.fleet.results(wanted))
-            return not wanted and not world.fleet.waiting()
+    def done() -> bool:
+        wanted.difference_update(world.fleet.results(wanted))
+        return not wanted and not world.fleet.waiting()
 
-        with contextlib.suppress(AssertionError):  # the books say what is missing
-            wait_until(done, PEACE + world.patience)
-        broken = _judged(world)
-        if not broken:
-            wait_until(lambda: not _unsettled(world, invariants), PEACE + world.patience)
-        return broken
-    except AssertionError as error:
-        return [str(error), *_unsettled(world, invariants)]
+    with contextlib.suppress(AssertionError):  # the books say what is missing
+        wait_until(done, PEACE + world.patience)
+    return _judged(world)
 
 
 def _judged(world: World) -> list[str]:
@@ -102,11 +104,17 @@ def _judged(world: World) -> list[str]:
     return judge(world.submitted, fleet.marks(), states, fleet.losses(), [], fleet.waiting()).broken
 
 
-def _unsettled(world: World, invariants: Invariants) -> list[str]:
-    """What is not yet as it is to be when nothing is to be done: each environment has its minimum, and no more."""
-    seen = snapshot.take(world.fleet.client, POLICIES, world.lease)
-    return [
-        f"{name}: {environment.live} live replicas, {environment.seats} seats, and nothing to do"
-        for name, environment in seen.environments.items()
-        if environment.live != environment.seats or environment.live != invariants.in_force(name, environment)[0]
-    ]
+def _minima(world: World, invariants: Invariants) -> list[str]:
+    """Wait until each environment has its minimum, and no more; say which have not."""
+
+    def unsettled() -> list[str]:
+        seen = snapshot.take(world.fleet.client, POLICIES, world.lease)
+        return [
+            f"{name}: {environment.live} live replicas and {environment.seats} seats stay, with nothing to do"
+            for name, environment in seen.environments.items()
+            if environment.live != environment.seats or environment.live != invariants.in_force(name, environment)[0]
+        ]
+
+    with contextlib.suppress(AssertionError):
+        wait_until(lambda: not unsettled(), PEACE + world.patience)
+    return unsettled()

@@ -254,7 +254,8 @@ class Fleet:
         try:
             yield
         finally:
-            os.kill(pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):  # its worker ended meanwhile
+                os.kill(pid, signal.SIGCONT)
 
     def losses(self) -> list[Loss]:
         """Every moment at which somebody stopped being the owner of tasks, as far as the driver sees it."""

@@ -7,6 +7,7 @@ import random
 import shutil
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from tests.chaos.walk.walk import walk
@@ -23,7 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
     replay = f"python -m tests.chaos.walk --seed {seed} --minutes {options.minutes:g} --lease {options.lease:g}"
     print(f"seed {seed}; replay with: {replay}", flush=True)
     folder = Path(options.keep or tempfile.mkdtemp(prefix="walk-"))
-    broken = walk(folder, seed, options.minutes, options.lease, options.patience, lambda line: print(line, flush=True))
+    say = partial(print, flush=True)
+    broken = walk(folder, seed, options.minutes, options.lease, options.patience, say, options.steps)
     if broken:
         print("\n".join(["", *(f"BROKEN {sentence}" for sentence in broken)]))
         print(f"seed {seed}; the steps are above, logs and records in {folder}; replay with: {replay}")
@@ -38,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.walk", description="A random walk of a fleet.")
     parser.add_argument("--seed", help="replays a walk; random without it")
     parser.add_argument("--minutes", type=float, default=3.0, help="how long (default %(default)s)")
+    parser.add_argument("--steps", type=int, help="ends it sooner, after so many steps")
     parser.add_argument("--lease", type=float, default=3.0, help="seconds of a lease (default %(default)s)")
     parser.add_argument(
         "--patience", type=float, default=0.0, help="seconds on top of each promise about time, for a busy machine"

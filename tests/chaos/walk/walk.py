@@ -22,7 +22,13 @@ PEACE = 60.0
 
 
 def walk(
-    folder: Path, seed: str, minutes: float, lease: float, patience: float, say: Callable[[str], None]
+    folder: Path,
+    seed: str,
+    minutes: float,
+    lease: float,
+    patience: float,
+    say: Callable[[str], None],
+    steps: int | None = None,
 ) -> list[str]:
     """Walk.
 
@@ -33,6 +39,7 @@ def walk(
         lease: Seconds of every lease.
         patience: Seconds on top of each promise about time.
         say: Is told of each step.
+        steps: Steps after which it ends sooner.
 
     Returns:
         What was broken, in sentences.
@@ -51,7 +58,7 @@ def walk(
         for member in members:
             world.wait_ready(member)
         number = 0
-        while time.monotonic() < began + minutes * 60:
+        while number != steps and time.monotonic() < began + minutes * 60:
             number += 1
             tell(f"{number:4}  {_step(world, chance)}")
             _trickle(world, chance)

@@ -9,11 +9,12 @@
 #   make demo     the example of README.md, from nothing to its summary
 #   make bench    this project beside stock Celery and its peers: figures, not tests (BENCH="--rounds 1", see --help)
 #   make chaos    faults under load: what was lost, what ran twice (CHAOS="--seed 7 --tasks 500", see --help)
+#   make walk     a random walk of a fleet: workers, hosts, orders, versions (WALK="--seed 7 --minutes 10", see --help)
 #   make lock     resolve the newest versions into constraints.txt (with the oldest supported Python)
 #   make clean    remove what these commands made
 
 .DEFAULT_GOAL := test
-.PHONY: setup test test-rabbitmq test-gpu lint format demo bench chaos lock clean
+.PHONY: setup test test-rabbitmq test-gpu lint format demo bench chaos walk lock clean
 
 # A name on PATH is not enough: a version manager's shim may stand for a version that is not installed, and some
 # systems ship Python without venv.
@@ -63,6 +64,9 @@ bench: setup
 
 chaos: setup
 	$(BIN)/python -m tests.chaos $(CHAOS)
+
+walk: setup
+	$(BIN)/python -m tests.chaos.walk $(WALK)
 
 lock:
 	rm -rf .venv-lock

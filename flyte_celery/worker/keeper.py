@@ -123,6 +123,11 @@ class Keeper:
         """Whether Redis did not answer lately; the next renewal finds out again."""
         return self._away
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether replicas may be gone and it does not know yet: it was away for so long that they were ended."""
+        return (self.forfeited and self.seats is not None) or time.monotonic() > self.safe_until > 0
+
     def proven(self, sent_at: float) -> None:
         """The lease was renewed by a command that was sent at this moment (monotonic seconds)."""
         lease, now = self.claims.lease, time.monotonic()

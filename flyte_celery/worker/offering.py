@@ -42,7 +42,8 @@ class Offering:
         for replica in pool.replicas:
             if replica.group.devices is not None:
                 replica.group.devices.keep([replica.lease])
-        if self._client is None or (keeper is not None and keeper.away):
+        # What is said of devices that others have meanwhile would be wrong; the next tick knows better.
+        if self._client is None or (keeper is not None and (keeper.away or keeper.in_doubt)):
             return
         try:
             self._said = self._offer()

@@ -45,7 +45,7 @@ def run(faults: list[str], options: argparse.Namespace, seed: str) -> list[Row]:
         try:
             for _, _, title, mix in cases:
                 row = run_case(fleet, title, mix, options.tasks, seed)
-                print(report.table([row]).splitlines()[-1], f"{row.seconds:.0f} s", flush=True)
+                print(report.table([row]).splitlines()[-1], f"{row.seconds:.0f} s", *report.broken([row]), flush=True)
                 rows.append(row)
         finally:
             fleet.close()

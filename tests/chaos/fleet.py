@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +33,9 @@ T = TypeVar("T")
 #: The environments that each case loads, with the task that does nothing but take its time.
 WORK = {"snc": "snc.sleep", "aio": "aio.nap"}
 
+#: The host of every worker, where nobody says another one.
+HOST = "chaos"
+
 #: Seconds that a worker gives running tasks when it stops; longer than any task of the load.
 GRACE = 15.0
 
@@ -48,11 +51,13 @@ class Member:
     proxy: TcpProxy | None = None
     #: When it was told to end in good order: from then on it gives up its lease, and does not lose it.
     left_at: float = float("inf")
+    #: As it is called in Celery; nothing but the name tells hosts apart.
+    host: str = HOST
 
     @property
     def node(self) -> str:
         """Its name in Celery."""
-        return f"{self.name}@chaos"
+        return f"{self.name}@{self.host}"
 
     @property
     def alive(self) -> bool:
@@ -88,12 +93,16 @@ class Fleet:
         lease: Seconds of a worker's lease.
         wanted: How many workers of which environment `repair` sees to.
         patience: Seconds on top of each promise about time, for a machine that is busy with other things.
+        app: The module of the app under test.
+        queues: All of its queues that can have messages.
     """
 
     folder: Path
     lease: float = 3.0
     wanted: dict[str, int] = field(default_factory=lambda: dict.fromkeys(WORK, 2))
     patience: float = 0.0
+    app: str = "tests.chaos.project"
+    queues: tuple[str, ...] = ("snc", "aio", "zero")
     server: RedisServer = field(init=False)
     project: Project = field(init=False)
     members: list[Member] = field(default_factory=list)
@@ -102,7 +111,7 @@ class Fleet:
     client: Any = field(init=False)
     #: Guards what threads of a load and of a fault both change.
     lock: threading.Lock = field(default_factory=threading.Lock)
-    _killed: list[Loss] = field(default_factory=list)
+    _noted: list[Loss] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         (self.folder / "records").mkdir(parents=True)
@@ -125,14 +134,24 @@ class Fleet:
     # -- Workers -----------------------------------------------------------------------------------------------------
 
     def start(
-        self, environment: str, *, proxied: bool = False, die_at: str | None = None, ready: bool = True
+        self,
+        environment: str,
+        *options: str,
+        host: str = HOST,
+        proxied: bool = False,
+        die_at: str | None = None,
+        more: Mapping[str, str] | None = None,
+        ready: bool = True,
     ) -> Member:
         """Start one more worker.
 
         Args:
             environment: What it serves.
+            options: Of its command line, besides its name.
+            host: As it is called in Celery.
             proxied: Whether it reaches Redis through a proxy of its own.
             die_at: Where it kills itself, `STEP:N` of `steps`.
+            more: Environment variables besides the usual ones.
             ready: Whether to wait until it consumes.
         """
         name = f"{environment}-{len(self.members) + 1}"
@@ -144,6 +163,7 @@ class Fleet:
             # What a fault has left as surplus goes soon, so that the next worker gets its part under load.
             "FLYTE_CELERY_AUTOSCALE_INTERVAL": "0.2",
             "FLYTE_CELERY_SCALEDOWN_TTL": "1",
+            **(more or {}),
         }
         if die_at is not None:
             variables[steps.DIE_AT] = die_at
@@ -151,9 +171,9 @@ class Fleet:
         if proxy is not None:
             variables["FLYTE_CELERY_BROKER_URL"] = f"redis://127.0.0.1:{proxy.port}/0"
         worker = self.project.start(
-            environment, "-n", f"{name}@chaos", app="tests.chaos.project", env=variables, ready=False
+            environment, "-n", f"{name}@{host}", *options, app=self.app, env=variables, ready=False
         )
-        member = Member(name, environment, worker, proxy)
+        member = Member(name, environment, worker, proxy, host=host)
         self.members.append(member)
         if ready:
             worker.wait_ready()
@@ -196,26 +216,46 @@ class Fleet:
         return self.note_death(member.name)
 
     def kill_process(self, member: Member, pid: int, how: int = signal.SIGKILL) -> float:
-        """End one process of a worker and return the moment."""
-        os.kill(pid, how)
+        """End one process of a worker, which may have ended already, and return the moment."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, how)
         return self.note_death(member.name, pid)
 
     def note_death(self, worker: str, pid: int | None = None) -> float:
         """Remember that a worker, or one process of it, has been killed now."""
         now = time.monotonic()
-        with self.lock:
-            # For good; and until the kernel comes to it, the process may begin another task.
-            self._killed.append(Loss(worker, pid, now, until=float("inf")))
+        # For good; and until the kernel comes to it, the process may begin another task.
+        self.note(Loss(worker, pid, now, until=float("inf")))
         return now
 
-    @contextmanager
+    def note(self, loss: Loss) -> None:
+        """Remember that somebody stopped being the owner of tasks."""
+        with self.lock:
+            self._noted.append(loss)
+
+    def note_silence(self, since: float, *members: Member) -> None:
+        """Remember that workers have heard nothing of Redis until now: if for long, their replicas were ended.
+
+        That happens before a lease is over, and others may not have noticed that it was.
+
+        Args:
+            since: Monotonic second.
+            members: All when none is given.
+        """
+        now = time.monotonic()
+        if now - since > self.lease / 2:
+            for member in members or self.members:
+                self.note(Loss(member.name, None, since, until=now))
+
+    @contextlib.contextmanager
     def stopped(self, pid: int) -> Iterator[None]:
         """Stop a process (SIGSTOP), and let it go on afterwards."""
         os.kill(pid, signal.SIGSTOP)
         try:
             yield
         finally:
-            os.kill(pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):  # its worker ended meanwhile
+                os.kill(pid, signal.SIGCONT)
 
     def losses(self) -> list[Loss]:
         """Every moment at which somebody stopped being the owner of tasks, as far as the driver sees it."""
@@ -226,7 +266,7 @@ class Fleet:
             if at < member.left_at
         ]
         with self.lock:
-            return [*self._killed, *lost]
+            return [*self._noted, *lost]
 
     # -- Tasks -------------------------------------------------------------------------------------------------------
 
@@ -300,10 +340,9 @@ class Fleet:
 
     def waiting(self) -> int:
         """Messages in all queues, in their future, and in the claims of all workers, living or dead."""
-        queues = ("snc", "aio", "zero")
-        lists = [name for queue in queues for name in names.priority_lists(queue)]
+        lists = [name for queue in self.queues for name in names.priority_lists(queue)]
         lists += self.client.scan_iter(names.inbox_key("*", "*"))
-        hashes = [names.later_messages_key(queue) for queue in queues]
+        hashes = [names.later_messages_key(queue) for queue in self.queues]
         hashes += self.client.scan_iter(names.claims_key("*", "*"))
         return sum(int(self.client.llen(key)) for key in lists) + sum(int(self.client.hlen(key)) for key in hashes)
 

@@ -6,12 +6,16 @@ Each project is a host of its own, see `Project.variables`.
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
+from flyte_celery import names
 from tests.helpers import processes
 from tests.helpers.projects import Project
 
@@ -174,6 +178,21 @@ class TestDeath:
         assert host.call("vision.look")["at_import"] == "0"
         child = int(mark.read_text())
         host.wait(lambda: not processes.alive(child), description="the end of the child")
+
+    def test_of_a_worker_that_was_stopped(self, host: Project) -> None:
+        """When it wakes up it does not say that it has the device, which another one has meanwhile."""
+        stopped = host.start("vision", "--devices", "L4:1", env=QUICK)
+        assert host.call("vision.look")["at_import"] == "0"
+        os.kill(stopped.pid, signal.SIGSTOP)
+        host.start("other", "--devices", "L4:1", env=QUICK)
+        result, mark = begin(host, "other", "running")
+        with redis.Redis.from_url(host.url) as client, client.monitor() as monitor:
+            os.kill(stopped.pid, signal.SIGCONT)
+            publishes = f"HSET {names.offers_key()} vision@"
+            said = next(each["command"] for each in monitor.listen() if each["command"].startswith(publishes))
+        assert '"held": {}' in said
+        mark.unlink()
+        assert result.get(timeout=30) == "0"
 
     def test_of_a_worker_that_is_killed(self, host: Project) -> None:
         """Its replicas die with it, and another environment's worker gets their devices."""

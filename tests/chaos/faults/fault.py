@@ -6,9 +6,14 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from flyte_celery import names
+from flyte_celery.fleet import orders
 from tests.chaos.fleet import Fleet, Member
 from tests.chaos.load import Load
 from tests.chaos.verdict import Impact
+
+#: Replicas by which there may be more, so that a worker gets some where others have all that the policy allows.
+_MORE = 4
 
 #: Seconds beyond a lease in which the tasks of a dead worker have to run again.
 RECOVERY = 2.0
@@ -46,7 +51,10 @@ class Scene:
         return self.chance.choice(self.fleet.wait(busy, 30 + self.fleet.patience, f"a busy replica of {environment}"))
 
     def occupy(self, member: Member, since: float = 0.0) -> None:
-        """Submit tasks until a worker begins some of them after a moment: others with ready replicas come first."""
+        """Submit tasks until a worker begins some of them after a moment.
+
+        Others with ready replicas come first, and may have all that there may be: so there may be a few more meanwhile.
+        """
 
         def busy() -> bool:
             self._refill(member.environment)
@@ -54,7 +62,13 @@ class Scene:
             marks = self.fleet.marks()
             return any(mark.task in running and mark.worker == member.name and mark.at > since for mark in marks)
 
-        self.fleet.wait(busy, 30 + self.fleet.patience, f"a running task in {member.name}")
+        client, environment = self.fleet.client, member.environment
+        seats = int(client.hget(names.fleet_key(environment, "sums"), "seats") or 0)
+        orders.scale(client, environment, 0, seats + _MORE)
+        try:
+            self.fleet.wait(busy, 30 + self.fleet.patience, f"a running task in {member.name}")
+        finally:
+            orders.reset(client, environment)
 
     def _staying(self, environment: str) -> list[Member]:
         return [member for member in self.fleet.serving(environment) if not member.leaving]

@@ -18,6 +18,7 @@ def restart(scene: Scene) -> list[Impact]:
     scene.fleet.server.stop()
     time.sleep(scene.chance.uniform(0.1, 1.0))
     scene.fleet.server.start()
+    scene.fleet.note_silence(at)  # a server that loads its data is no longer one that does not run
     return [Impact(at)]
 
 
@@ -37,6 +38,7 @@ def pause(scene: Scene) -> list[Impact]:
     scene.fleet.client.execute_command("CLIENT", "PAUSE", int(scene.fleet.lease * 1300), "ALL")
     time.sleep(scene.fleet.lease * 1.3)
     wait_until(lambda: answers(scene), 10, "Redis to answer again")
+    scene.fleet.note_silence(at)
     return [Impact(at)]
 
 
@@ -45,6 +47,7 @@ def sigstop(scene: Scene) -> list[Impact]:
     at = time.monotonic()
     with scene.fleet.stopped(scene.fleet.server.pid):
         time.sleep(scene.fleet.lease * 1.3)
+    scene.fleet.note_silence(at)
     return [Impact(at)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 
@@ -22,11 +23,19 @@ def end_one(scene: Scene, how: int) -> list[Impact]:
 def stop_one(scene: Scene) -> list[Impact]:
     """Stop a busy replica of each environment for longer than the lease: its tasks wait for it, and run once."""
     fleet = scene.fleet
-    pids = [scene.busy_replica(environment)[1] for environment in fleet.wanted]
     at = time.monotonic()
-    with fleet.stopped(pids[0]), fleet.stopped(pids[1]):
+    with contextlib.ExitStack() as stopped:
+        for environment in fleet.wanted:
+            fleet.wait(lambda environment=environment: _stop(scene, environment, stopped), description="a busy replica")  # type: ignore[misc]
         time.sleep(fleet.lease * 1.3)
     return [Impact(at)]
+
+
+def _stop(scene: Scene, environment: str, stopped: contextlib.ExitStack) -> bool:
+    with contextlib.suppress(ProcessLookupError):  # it was let go just now
+        stopped.enter_context(scene.fleet.stopped(scene.busy_replica(environment)[1]))
+        return True
+    return False
 
 
 def end_launcher(scene: Scene) -> list[Impact]:

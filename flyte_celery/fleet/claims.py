@@ -186,10 +186,28 @@ class Claims:
             names.passed_on_ends_key(self.queue),
         ]
         args = [self._member, first, most, names.need_key(self.queue, ""), need]
-        reply = script("take").run(self.client, keys, args)
+        return self._taken(script("take").run(self.client, keys, args), first, placed=bool(need))
+
+    def take_beside(self, most: int) -> list[Claim]:
+        """Claim calls for replicas other than the environment's own, of those among the queue's first messages.
+
+        Args:
+            most: How many.
+
+        Raises:
+            LeaseLostError: The worker may not claim any more.
+            redis.RedisError: Redis does not answer, or refuses; what it claimed all the same `reclaim` finds.
+        """
+        first = self._next
+        self._next += most
+        keys = [names.workers_key(), self._claims, *self.lists]
+        args = [self._member, first, most, LOOKED_AT, LOOKED_AT_BYTES]
+        return self._taken(script("beside").run(self.client, keys, args), first, placed=True)
+
+    def _taken(self, reply: Any, first: int, placed: bool) -> list[Claim]:
         if reply == -1:
             raise LeaseLostError(f"The lease of {self.worker} on {self.queue!r} is over.")
-        taken = [Claim(number, message, placed=bool(need)) for number, message in enumerate(reply, first)]
+        taken = [Claim(number, message, placed=placed) for number, message in enumerate(reply, first)]
         self.held.update((claim.id, claim) for claim in taken)
         return taken
 

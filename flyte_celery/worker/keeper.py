@@ -284,14 +284,21 @@ class Keeper:
 
     def take(self, need: str, most: int) -> int:
         """Take tasks that were passed on, for which there is a place here. Returns how many were taken."""
+        return self._take(lambda: self.claims.take(need, most))
+
+    def take_beside(self, most: int) -> int:
+        """Take calls for replicas other than the environment's own, see `Claims.take_beside`. Returns how many."""
+        return self._take(lambda: self.claims.take_beside(most))
+
+    def _take(self, take: Callable[[], list[Claim]]) -> int:
         taken: list[Claim] = []
         try:
-            if self.deliver is not None and (taken := self.claims.take(need, most)):
+            if self.deliver is not None and (taken := take()):
                 self.deliver(taken)
         except LeaseLostError:
             self.lease_lost()
         except redis.RedisError as exc:
-            logger.warning("Tasks that were passed on cannot be taken: %s", exc)
+            logger.warning("Tasks for which there is a place here cannot be taken: %s", exc)
         return len(taken)
 
     def passed_on(self) -> dict[str, int] | None:

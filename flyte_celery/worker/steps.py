@@ -132,6 +132,7 @@ class AutoscalerStep(bootsteps.StartStopStep):
             self._autoscaler.look()
             self._make_way()
             self._send_on(self._autoscaler)
+            self._take_beside(self._autoscaler)
             self._adjust_prefetch()
         else:
             if keeper is not None:
@@ -158,6 +159,15 @@ class AutoscalerStep(bootsteps.StartStopStep):
         view, pool = autoscaler.view, self._worker.pool
         if view is not None and view.workers > 1:
             pool.hand_back(*pool.run_scope.strays(pool.group, STRAY_PATIENCE))
+
+    def _take_beside(self, autoscaler: SharedAutoscaler) -> None:
+        """Where others have the seats, so that nothing is claimed here, take calls that need none."""
+        view, pool = autoscaler.view, self._worker.pool
+        keeper = pool.serving.keeper
+        if view is None or not view.beside or keeper.rests or keeper.most_claims != 0 or pool.stopping.begun:
+            return
+        if (spare := pool.beside.spare) > 0:
+            keeper.take_beside(spare)
 
     def _heard(self) -> None:
         """Claim what the seats of this worker can run."""

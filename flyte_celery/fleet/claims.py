@@ -137,11 +137,12 @@ class Claims:
         self.held.update((claim.id, claim) for claim in taken)
         return taken
 
-    def claim_overdue(self, first_ones: bool = True) -> tuple[list[Claim], float | None]:
+    def claim_overdue(self, first_ones: bool = True, most: int | None = None) -> tuple[list[Claim], float | None]:
         """Claim messages that have waited in the queue for longer than they may, and see what was passed on (`needs`).
 
         Args:
             first_ones: Whether to look at the first messages of the queue, besides going on through the whole of it.
+            most: How many to claim; None for `MOST_OVERDUE`.
 
         Returns:
             Those that are among the first ones, or that somebody has come across on the way through the queue. And the
@@ -152,10 +153,11 @@ class Claims:
             redis.RedisError: Redis does not answer, or refuses; what it claimed all the same `reclaim` finds.
         """
         first = self._next
-        self._next += MOST_OVERDUE
+        most = MOST_OVERDUE if most is None else most
+        self._next += most
         ends, through = names.ends_key(self.queue), names.overdue_key(self.queue)
         keys = [names.workers_key(), self._claims, ends, through, names.needs_key(self.queue), *self.lists]
-        bounds = [MOST_OVERDUE, LOOKED_AT, LOOKED_AT_BYTES, OVERDUE_PAUSE, OVERDUE_REST]
+        bounds = [most, LOOKED_AT, LOOKED_AT_BYTES, OVERDUE_PAUSE, OVERDUE_REST]
         args = [self._member, first, *bounds, int(first_ones), names.need_key(self.queue, "")]
         reply = script("overdue").run(self.client, keys, args)
         if reply == -1:

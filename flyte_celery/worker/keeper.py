@@ -12,7 +12,7 @@ import redis
 from celery.utils.log import get_logger
 
 from ..fleet.claims import MOST_OVERDUE, Claim, Claims, LeaseLostError
-from ..fleet.connection import does_not_run
+from ..fleet.connection import does_not_run, is_same_server
 from ..fleet.dead import DeadLetters, dead_letter
 from ..fleet.later import Later, move_all_due
 from ..fleet.needs import Needs
@@ -99,12 +99,7 @@ class Keeper:
 
     def shares_server_with(self, backend: Any) -> bool:
         """Whether a result backend keeps its results in the database that has the leases."""
-        ours = self._client.connection_pool.connection_kwargs
-        theirs = getattr(backend, "connparams", None) or {}
-        return bool(theirs) and all(
-            ours.get(name, default) == theirs.get(name, default)
-            for name, default in (("host", None), ("port", 6379), ("path", None), ("db", 0))
-        )
+        return is_same_server(self._client, backend)
 
     def begin(self) -> None:
         """Take the lease; while Redis does not answer the next renewal finds none, and takes one."""

@@ -202,6 +202,11 @@ def ends_key(queue: str) -> str:
     return f"{PREFIX}ends:{queue}"
 
 
+def turn_key(project: str) -> str:
+    """Who has looked lately for overdue tasks of environments without workers; `project` tells their names."""
+    return f"{PREFIX}turn:{project}"
+
+
 def overdue_key(queue: str) -> str:
     """How far somebody has looked through a queue for messages that have waited too long: a hash."""
     return f"{PREFIX}overdue:{queue}"

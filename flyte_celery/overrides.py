@@ -19,6 +19,8 @@ secrets                list of {"key", "group", ...}, never a value    worker: a
 interruptible          bool                                            nobody; `ctx` and tools may look
 queue                  text                                            nobody: the Celery queue is the environment's
 ```
+Before all of them stands `"beside": true` where the call needs replicas other than the environment's own, so that who
+counts the queue's messages need not read them.
 `short_name` travels as Celery's `shadow`. What is not in `_OPTIONS` stays with the caller.
 """
 
@@ -39,11 +41,12 @@ from .names import OVERRIDES_HEADER
 from .resources import Resources
 from .retry import Backoff, RetryStrategy
 from .reuse import ReusePolicy
-from .secret import Secret
+from .secret import Secret, secrets_of
 from .timeout import Timeout
 from .variables import as_environ, check_env_vars
 
 if TYPE_CHECKING:
+    from .environment import TaskEnvironment
     from .task import TaskTemplate
 
     Template = TypeVar("Template", bound=TaskTemplate[Any, Any])
@@ -73,7 +76,23 @@ def dumped(task: TaskTemplate[Any, Any]) -> dict[str, Any]:
         ValueError: A value has a type that no worker can act on; `override` itself does not check all of them.
     """
     options = {name: option.dump(task) for name, option in _OPTIONS.items() if name in task.overrides}
-    return {OVERRIDES_HEADER: options} if options else {}
+    if not options:
+        return {}
+    environment = None if task.parent_env is None else task.parent_env()
+    asks = any(option.of_replica and name in options for name, option in _OPTIONS.items())
+    if asks and (environment is None or not is_as_of(task, environment)):
+        options = {"beside": True, **options}
+    return {OVERRIDES_HEADER: options}
+
+
+def is_as_of(task: TaskTemplate[Any, Any], environment: TaskEnvironment) -> bool:
+    """Whether an environment's own replicas are such as a task asks for."""
+    return (task.reusable, task.resources, as_environ(task.env_vars), secrets_of(task.secrets)) == (
+        environment.reusable,
+        environment.resources,
+        as_environ(environment.env_vars),
+        secrets_of(environment.secrets),
+    )
 
 
 def loaded(headers: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -253,7 +253,7 @@ class SharedAutoscaler(Autoscaler):
         if view is None:
             return None
         return Observed(
-            ready=view.all_waiting + (0 if view.paused else view.ready),
+            ready=view.all_waiting + (0 if view.paused else view.ready - view.beside),
             running=view.all_running,
             suspended=view.all_suspended,
             starting=view.all_starting,

@@ -181,7 +181,8 @@ def fleet_lines(app: Any, environment: str) -> list[str]:
             f"seats taken, in {fleet.workers} worker(s), generation {fleet.current}"
         )
         waiting = fleet.ready + fleet.all_waiting
-        lines.append(f"  tasks   {waiting} ready, {fleet.all_running} running, {fleet.all_suspended} suspended")
+        beside = f" ({fleet.beside} of them for replicas of their own)" if fleet.beside else ""
+        lines.append(f"  tasks   {waiting} ready{beside}, {fleet.all_running} running, {fleet.all_suspended} suspended")
     if str(ordered):
         lines.append(f"  orders  {environment} is {ordered}")
     return lines
@@ -239,6 +240,8 @@ def _shown(status: dict[str, Any]) -> str:
         f"  replicas  {words} (between {status['minimum']} and {status['maximum']}{room})",
         f"  tasks     {status['running']} running, {status['waiting']} waiting, {ready} in the queue",
     ]
+    if status["beside"]:
+        lines.append(f"  beside    {status['beside']} of them wait for replicas of their own: calls with overrides")
     if runs := Counter(replica["run"][:8] for replica in status["replicas"] if replica["run"]):
         lines.append(f"  runs      {', '.join(f'{run} has {count}' for run, count in runs.items())}")
     if status.get("later"):

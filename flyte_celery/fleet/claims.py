@@ -137,11 +137,12 @@ class Claims:
         self.held.update((claim.id, claim) for claim in taken)
         return taken
 
-    def claim_overdue(self, first_ones: bool = True) -> tuple[list[Claim], float | None]:
+    def claim_overdue(self, first_ones: bool = True, most: int | None = None) -> tuple[list[Claim], float | None]:
         """Claim messages that have waited in the queue for longer than they may, and see what was passed on (`needs`).
 
         Args:
             first_ones: Whether to look at the first messages of the queue, besides going on through the whole of it.
+            most: How many to claim; None for `MOST_OVERDUE`.
 
         Returns:
             Those that are among the first ones, or that somebody has come across on the way through the queue. And the
@@ -152,10 +153,11 @@ class Claims:
             redis.RedisError: Redis does not answer, or refuses; what it claimed all the same `reclaim` finds.
         """
         first = self._next
-        self._next += MOST_OVERDUE
+        most = MOST_OVERDUE if most is None else most
+        self._next += most
         ends, through = names.ends_key(self.queue), names.overdue_key(self.queue)
         keys = [names.workers_key(), self._claims, ends, through, names.needs_key(self.queue), *self.lists]
-        bounds = [MOST_OVERDUE, LOOKED_AT, LOOKED_AT_BYTES, OVERDUE_PAUSE, OVERDUE_REST]
+        bounds = [most, LOOKED_AT, LOOKED_AT_BYTES, OVERDUE_PAUSE, OVERDUE_REST]
         args = [self._member, first, *bounds, int(first_ones), names.need_key(self.queue, "")]
         reply = script("overdue").run(self.client, keys, args)
         if reply == -1:
@@ -186,10 +188,28 @@ class Claims:
             names.passed_on_ends_key(self.queue),
         ]
         args = [self._member, first, most, names.need_key(self.queue, ""), need]
-        reply = script("take").run(self.client, keys, args)
+        return self._taken(script("take").run(self.client, keys, args), first, placed=bool(need))
+
+    def take_beside(self, most: int) -> list[Claim]:
+        """Claim calls for replicas other than the environment's own, of those among the queue's first messages.
+
+        Args:
+            most: How many.
+
+        Raises:
+            LeaseLostError: The worker may not claim any more.
+            redis.RedisError: Redis does not answer, or refuses; what it claimed all the same `reclaim` finds.
+        """
+        first = self._next
+        self._next += most
+        keys = [names.workers_key(), self._claims, *self.lists]
+        args = [self._member, first, most, LOOKED_AT, LOOKED_AT_BYTES]
+        return self._taken(script("beside").run(self.client, keys, args), first, placed=True)
+
+    def _taken(self, reply: Any, first: int, placed: bool) -> list[Claim]:
         if reply == -1:
             raise LeaseLostError(f"The lease of {self.worker} on {self.queue!r} is over.")
-        taken = [Claim(number, message, placed=bool(need)) for number, message in enumerate(reply, first)]
+        taken = [Claim(number, message, placed=placed) for number, message in enumerate(reply, first)]
         self.held.update((claim.id, claim) for claim in taken)
         return taken
 

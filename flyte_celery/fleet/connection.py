@@ -42,6 +42,16 @@ def does_not_run(exc: BaseException) -> bool:
     return False
 
 
+def is_same_server(client: redis.Redis, backend: Any) -> bool:
+    """Whether a result backend keeps its results in the database of a client."""
+    ours = client.connection_pool.connection_kwargs
+    theirs = getattr(backend, "connparams", None) or {}
+    return bool(theirs) and all(
+        ours.get(name, default) == theirs.get(name, default)
+        for name, default in (("host", None), ("port", 6379), ("path", None), ("db", 0))
+    )
+
+
 def connect_to_broker(app: Any) -> redis.Redis | None:
     """A client of the Redis that is an app's broker, see `connect`."""
     conf = app.conf

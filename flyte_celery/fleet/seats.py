@@ -68,6 +68,13 @@ class View:
     ready: int = 0
     """Tasks in the queue, over all priorities."""
 
+    beside: int = 0
+    """Of these, calls for replicas other than the environment's own, which wait for none of its seats.
+
+    The first ones are counted, a thousand or half a mebibyte, and fewer where these are work for all replicas that may
+    be; what is behind is taken for the like of it.
+    """
+
     all_waiting: int = 0
     all_running: int = 0
     all_suspended: int = 0
@@ -122,7 +129,7 @@ class View:
 
 
 #: The fields that the script answers as they are, in its order.
-_SUMS = [each.name for each in fields(View)][:14]
+_SUMS = [each.name for each in fields(View)][:15]
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from ..fleet.needs import need_of
 from ..gpu.host import Need, device_of, lacking
 from ..gpu.leases import Leases, default_directory
 from ..gpu.visibility import variables
+from ..overrides import is_as_of
 from ..resources import Resources
 from ..secret import secrets_of
 from ..secret_sources import Secrets
@@ -99,7 +100,7 @@ class Beside:
             CannotProvide: A secret that the override asks for cannot be had.
             CannotGive: This host has not what the override's resources ask for.
         """
-        if task is None or options is None or self._is_as_the_environment(task):
+        if task is None or options is None or is_as_of(task, self._serving.environment):
             return self._main
         if (group := self._groups.get(options)) is None:
             if task.resources is not None and (lacks := lacking(task.resources, self._serving.host)):
@@ -116,15 +117,6 @@ class Beside:
             limits = Limits(0, self._most(), 1, 0.0, 0.0)
             found = self._add(key, replace(group, name=key, limits=limits, max_tasks=1))
         return found
-
-    def _is_as_the_environment(self, task: AnyTask) -> bool:
-        own = self._serving.environment
-        return (task.reusable, task.resources, as_environ(task.env_vars), secrets_of(task.secrets)) == (
-            own.reusable,
-            own.resources,
-            as_environ(own.env_vars),
-            secrets_of(own.secrets),
-        )
 
     def _made(self, task: AnyTask, options: str) -> Group:
         policy = task.reusable
@@ -206,6 +198,15 @@ class Beside:
             for group in self
         )
         return min(tasks, MOST_CLAIMED_BESIDE)
+
+    @property
+    def spare(self) -> int:
+        """How many more calls could begin here now, about: one for each core that no replica has asked for."""
+        others = self._replicas.in_state(State.STARTING, State.READY, State.DRAINING)
+        ephemeral = sum(replica.group.ephemeral for replica in others)
+        if (most := self._serving.settings.max_ephemeral) is None:
+            most = math.floor(self._machine.cores - sum(replica.group.share.cores for replica in others)) + ephemeral
+        return min(max(1, most), MOST_CLAIMED_BESIDE) - ephemeral - sum(len(group.waiting) for group in self)
 
     def consider(self) -> None:
         """Have the replicas that the groups' tasks need, in the order in which they came; forget groups without any."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import signals
 from celery.exceptions import Retry
@@ -14,25 +14,43 @@ from ..attempts import next_attempt
 from ..fleet.storing import FENCE_FIELD, Fence
 from .job import Job
 
+if TYPE_CHECKING:
+    from ..task import TaskTemplate
+
+    AnyTask = TaskTemplate[Any, Any]
+
 logger = get_logger("flyte_celery.worker")
 
 
 def fail_or_retry(job: Job, exc: Exception) -> None:
-    """End an attempt that failed: submit the next one, if its task has retries left, else tell Celery's request.
+    """End an attempt that failed: submit the next one, if its task has retries left, else tell Celery's request."""
+    request = _request_of(job)
+    job.fail(exc if request is None else after_failure(request, job.task, exc, Fence(*job.fence)))
+
+
+def after_failure(request: Any, task: AnyTask | None, exc: Exception, fence: Fence) -> Exception:
+    """Submit the next attempt of a task, if it has retries left.
 
     A retry is in the queue when, or before, the attempt's own message is acknowledged, see `fleet.storing`.
+
+    Args:
+        request: Celery's request of the attempt that failed.
+        task: The task as its caller had it, None for one of no environment.
+        exc: What it failed with.
+        fence: What its end is guarded with.
+
+    Returns:
+        What Celery's request is to be told that it ended with.
     """
-    request = _request_of(job)
     follows = None
-    if job.task is not None and request is not None:
-        follows = next_attempt(job.task, exc, job.retries, request.request_dict)
+    if task is not None:
+        follows = next_attempt(task, exc, request.request_dict.get("retries") or 0, request.request_dict)
     if isinstance(follows, timedelta):
         try:
-            _retry(job, request, exc, follows.total_seconds())
-            return
+            return _retry(request, exc, follows.total_seconds(), fence)
         except Exception:
-            logger.exception("%s cannot be submitted again, so it fails", job.words)
-    job.fail(follows if isinstance(follows, Exception) else exc)
+            logger.exception("%s[%s] cannot be submitted again, so it fails", request.type, request.id)
+    return follows if isinstance(follows, Exception) else exc
 
 
 def _request_of(job: Job) -> Any:
@@ -42,26 +60,26 @@ def _request_of(job: Job) -> Any:
     return found or next((each for each in worker_state.reserved_requests if each.id == job.task_id), None)
 
 
-def _retry(job: Job, request: Any, exc: Exception, delay: float) -> None:
-    """What Celery's `Task.retry` and tracer do, in the worker's main process."""
+def _retry(request: Any, exc: Exception, delay: float, fence: Fence) -> Exception:
+    """What Celery's `Task.retry` and tracer do, in a worker's main process."""
     args, kwargs, embed = request.message.payload
-    fence = Fence(*job.fence)
     properties = {**request.request_dict["properties"], FENCE_FIELD: fence}
     fields = {**request.request_dict, **(embed or {}), "args": args, "kwargs": kwargs, "properties": properties}
     task = request.task
     task.push_request(fields, called_directly=False)
     try:
         context = task.request
-        signature = task.signature_from_request(context, args, kwargs, countdown=delay, retries=job.retries + 1)
+        retries = (request.request_dict.get("retries") or 0) + 1
+        signature = task.signature_from_request(context, args, kwargs, countdown=delay, retries=retries)
         signature.apply_async()
-        reason = Retry(exc=exc, when=delay, sig=signature)
+        reason: Exception = Retry(exc=exc, when=delay, sig=signature)
         if request.store_errors:
-            task.backend.mark_as_retry(job.task_id, exc, request=context)
+            task.backend.mark_as_retry(request.id, exc, request=context)
         if fence.next_attempt is not None:
             task.backend.end_attempt(fence)
     finally:
         task.pop_request()
-    task.on_retry(exc, job.task_id, args, kwargs, None)
+    task.on_retry(exc, request.id, args, kwargs, None)
     signals.task_retry.send(sender=task, request=context, reason=reason, einfo=None)
-    logger.info("Task %s retry: %s", job.words, reason)
-    job.fail(reason)
+    logger.info("Task %s[%s] retry: %s", request.type, request.id, reason)
+    return reason

@@ -12,7 +12,7 @@ import redis
 from celery.utils.log import get_logger
 
 from ..fleet.claims import MOST_OVERDUE, Claim, Claims, LeaseLostError
-from ..fleet.connection import does_not_run
+from ..fleet.connection import does_not_run, is_same_server
 from ..fleet.dead import DeadLetters, dead_letter
 from ..fleet.later import Later, move_all_due
 from ..fleet.needs import Needs
@@ -99,12 +99,7 @@ class Keeper:
 
     def shares_server_with(self, backend: Any) -> bool:
         """Whether a result backend keeps its results in the database that has the leases."""
-        ours = self._client.connection_pool.connection_kwargs
-        theirs = getattr(backend, "connparams", None) or {}
-        return bool(theirs) and all(
-            ours.get(name, default) == theirs.get(name, default)
-            for name, default in (("host", None), ("port", 6379), ("path", None), ("db", 0))
-        )
+        return is_same_server(self._client, backend)
 
     def begin(self) -> None:
         """Take the lease; while Redis does not answer the next renewal finds none, and takes one."""
@@ -289,14 +284,21 @@ class Keeper:
 
     def take(self, need: str, most: int) -> int:
         """Take tasks that were passed on, for which there is a place here. Returns how many were taken."""
+        return self._take(lambda: self.claims.take(need, most))
+
+    def take_beside(self, most: int) -> int:
+        """Take calls for replicas other than the environment's own, see `Claims.take_beside`. Returns how many."""
+        return self._take(lambda: self.claims.take_beside(most))
+
+    def _take(self, take: Callable[[], list[Claim]]) -> int:
         taken: list[Claim] = []
         try:
-            if self.deliver is not None and (taken := self.claims.take(need, most)):
+            if self.deliver is not None and (taken := take()):
                 self.deliver(taken)
         except LeaseLostError:
             self.lease_lost()
         except redis.RedisError as exc:
-            logger.warning("Tasks that were passed on cannot be taken: %s", exc)
+            logger.warning("Tasks for which there is a place here cannot be taken: %s", exc)
         return len(taken)
 
     def passed_on(self) -> dict[str, int] | None:

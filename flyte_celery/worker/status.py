@@ -8,6 +8,7 @@ from typing import Any
 
 from ..autoscaler.decide import Reason
 from ..autoscaler.driver import Autoscaler
+from ..autoscaler.shared import SharedAutoscaler
 from ..fleet.needs import Unmet
 from ..supervisor.lifecycle import State
 from .groups import broken_devices
@@ -60,6 +61,9 @@ class WorkerStatus:
     suspended: int
     #: Tasks in the queue that nobody has claimed; None when the broker did not say.
     ready: int | None
+    #: Of those that wait, here or in the queue, the calls with overrides that want replicas of their own: for the
+    #: environment's they are no demand. None where only what the worker has claimed is known.
+    beside: int | None
     #: Tasks that were given up; None where nobody counts them.
     dead: int | None
     #: Tasks whose time has not come, in Redis; None where the broker keeps none, or did not say.
@@ -121,6 +125,7 @@ def status_of(pool: ReplicaPool, autoscaler: Autoscaler, hostname: str, ready: i
         running=len(pool.jobs) - pool.waiting - pool.suspended,
         suspended=pool.suspended,
         ready=ready,
+        beside=_beside(pool, autoscaler, ready),
         dead=None if keeper is None else keeper.dead_letters(),
         later=later,
         next_due=next_due,
@@ -133,6 +138,13 @@ def status_of(pool: ReplicaPool, autoscaler: Autoscaler, hostname: str, ready: i
         broken=broken_devices(pool.groups),
         start_seconds=tuple(round(seconds, 4) for seconds in pool.replicas.start_seconds),
     )
+
+
+def _beside(pool: ReplicaPool, autoscaler: Autoscaler, ready: int | None) -> int | None:
+    view = autoscaler.view if isinstance(autoscaler, SharedAutoscaler) else None
+    if view is None or ready is None:
+        return None
+    return sum(len(group.waiting) for group in pool.beside) + min(view.beside, ready)
 
 
 def _obstacles(pool: ReplicaPool, *, blocked: bool) -> list[str]:

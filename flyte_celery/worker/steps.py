@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import redis
 from celery import bootsteps
 from celery.utils.log import get_logger
 
@@ -18,10 +19,12 @@ from ..names import PRIORITY_STEPS, queue_name
 from ..urls import redacted
 from . import control
 from .away import stay_alive
+from .keeper import Keeper
 from .offering import Offering
 from .place import succeed
 from .pool import ReplicaPool
 from .serving import Serving
+from .unattended import LOOK_EVERY, Unattended
 
 logger = get_logger("flyte_celery.worker")
 
@@ -86,6 +89,8 @@ class AutoscalerStep(bootsteps.StartStopStep):
         self._publish(serving)
         self._offering = Offering(client, parent.pool, parent.hostname)
         self._offering.publish()
+        if client is not None:
+            self._unattended = Unattended(parent.app, client, parent.hostname, serving.settings.lease)
         if serving.keeper is not None and serving.keeper.seats is not None:
             succeed(serving.keeper.seats, parent.pool.replicas.launcher_pid)
 
@@ -98,6 +103,28 @@ class AutoscalerStep(bootsteps.StartStopStep):
         serving: Serving = parent.pool.serving
         hub.call_repeatedly(PUBLISH_INTERVAL, self._publish, serving)
         hub.call_repeatedly(serving.settings.lease_renewal, self._offering.publish)
+        if serving.keeper is not None:
+            hub.call_repeatedly(LOOK_EVERY, self._look_at_unattended, serving.keeper, hub)
+
+    def _look_at_unattended(self, keeper: Keeper, hub: Any) -> None:
+        """End what has waited too long for environments that no live worker serves."""
+        if keeper.away:
+            return
+        try:
+            for queue in self._unattended.queues(in_turn=True):
+                self._end_unattended(queue, hub)
+        except redis.RedisError as exc:
+            logger.warning("What has waited too long elsewhere cannot be looked for: %s", exc)
+
+    def _end_unattended(self, queue: str, hub: Any, first_ones: bool = True) -> None:
+        self._unattended.eventer = getattr(getattr(self._worker, "consumer", None), "event_dispatcher", None)
+        try:
+            _, again = self._unattended.end_some(queue, first_ones)
+        except redis.RedisError as exc:
+            logger.warning("%s: what has waited too long cannot be ended now: %s", queue, exc)
+            return
+        if again is not None:
+            hub.call_later(again, self._end_unattended, queue, hub, not again)
 
     def _publish(self, serving: Serving) -> None:
         options = self._worker.app.conf.broker_transport_options or {}
@@ -132,6 +159,7 @@ class AutoscalerStep(bootsteps.StartStopStep):
             self._autoscaler.look()
             self._make_way()
             self._send_on(self._autoscaler)
+            self._take_beside(self._autoscaler)
             self._adjust_prefetch()
         else:
             if keeper is not None:
@@ -158,6 +186,15 @@ class AutoscalerStep(bootsteps.StartStopStep):
         view, pool = autoscaler.view, self._worker.pool
         if view is not None and view.workers > 1:
             pool.hand_back(*pool.run_scope.strays(pool.group, STRAY_PATIENCE))
+
+    def _take_beside(self, autoscaler: SharedAutoscaler) -> None:
+        """Where others have the seats, so that nothing is claimed here, take calls that need none."""
+        view, pool = autoscaler.view, self._worker.pool
+        keeper = pool.serving.keeper
+        if view is None or not view.beside or keeper.rests or keeper.most_claims != 0 or pool.stopping.begun:
+            return
+        if (spare := pool.beside.spare) > 0:
+            keeper.take_beside(spare)
 
     def _heard(self) -> None:
         """Claim what the seats of this worker can run."""

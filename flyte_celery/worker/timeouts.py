@@ -8,8 +8,8 @@ worker records the failure itself, or submits the retry.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from celery.utils.log import get_logger
 
@@ -22,6 +22,11 @@ from .failing import fail_or_retry
 from .job import Job
 from .limits import TimeLimits
 from .replicas import Replicas
+
+if TYPE_CHECKING:
+    from ..task import TaskTemplate
+
+    AnyTask = TaskTemplate[Any, Any]
 
 logger = get_logger("flyte_celery.worker")
 
@@ -42,25 +47,13 @@ class Timeouts:
 
     def came(self, job: Job, request: Mapping[str, Any]) -> bool:
         """A task has come; says whether it still may wait. One that may not has its outcome when this returns."""
-        limits = _limits_of(job)
-        if limits is None:
-            return True
-        now, times = time.time(), Times.of(request)
-        if (seconds := limits.deadline_seconds) is not None:
-            error: TaskTimeoutError = DeadlineExceededError(
-                f"{job.words} was not done {seconds:g} s after its submission, which is its deadline."
-            )
-            self._at(times.submitted + seconds - now, job, error)
-        if (seconds := limits.max_queued_seconds) is not None:
-            error = MaxQueuedTimeExceededError(
-                f"{job.words} waited for a replica for more than {seconds:g} s, its max_queued_time."
-            )
-            self._at(times.queued + seconds - now, job, error)
+        for end, error in ends_of_waiting(job.task, request, job.words):
+            self._at(end - time.time(), job, error)
         return job.exceeded is None
 
     def begun(self, job: Job) -> None:
         """A task's body begins."""
-        limits = _limits_of(job)
+        limits = _limits_of(job.task)
         if limits is not None and (seconds := limits.max_runtime_seconds) is not None:
             error = MaxRuntimeExceededError(f"{job.words} ran for more than {seconds:g} s, its max_runtime.")
             self._at(seconds, job, error)
@@ -99,10 +92,31 @@ class Timeouts:
         fail_or_retry(job, type(error)(f"{error} It did not end within {patience:g} s after it was interrupted."))
 
 
-def _limits_of(job: Job) -> Timeout | None:
-    if job.task is None or not job.task.timeout:
+def ends_of_waiting(
+    task: AnyTask | None, request: Mapping[str, Any], words: str
+) -> Iterator[tuple[float, TaskTimeoutError]]:
+    """Until when an attempt may wait, in seconds since the epoch, each with the error that it ends with then.
+
+    Args:
+        task: The task as its caller had it, None for one of no environment.
+        request: Celery's request of its message.
+        words: The task for people.
+    """
+    if (limits := _limits_of(task)) is None:
+        return
+    times = Times.of(request)
+    if (seconds := limits.deadline_seconds) is not None:
+        text = f"{words} was not done {seconds:g} s after its submission, which is its deadline."
+        yield times.submitted + seconds, DeadlineExceededError(text)
+    if (seconds := limits.max_queued_seconds) is not None:
+        text = f"{words} waited for a replica for more than {seconds:g} s, its max_queued_time."
+        yield times.queued + seconds, MaxQueuedTimeExceededError(text)
+
+
+def _limits_of(task: AnyTask | None) -> Timeout | None:
+    if task is None or not task.timeout:
         return None
     try:
-        return Timeout.of(job.task.timeout)
+        return Timeout.of(task.timeout)
     except ValueError:  # who submits by the task itself is told
         return None

@@ -156,6 +156,30 @@ def test_options_of_a_later_version_are_left_out() -> None:
     assert loaded({OVERRIDES_HEADER: {"colour": "red", "retries": 2}}) == {"retries": RetryStrategy(2)}
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"reusable": "off"},
+        {"reusable": ReusePolicy((1, 5))},
+        {"resources": Resources(memory="1Gi"), "reusable": "off"},
+        {"env_vars": {"A": "1"}, "reusable": "off"},
+        {"secrets": [Secret("k")], "reusable": "off", "retries": 2},
+    ],
+    ids=str,
+)
+def test_a_call_says_first_that_it_wants_other_replicas(options: dict[str, Any]) -> None:
+    """Workers that count what waits look for exactly this text."""
+    warm = TaskEnvironment("test-warm", reusable=ReusePolicy(2), resources=Resources(memory="2Gi"))
+    sent = json.dumps(dumped(warm.task(work.func).override(**options)))
+    assert f'"{OVERRIDES_HEADER}": {{"beside": true, ' in sent
+
+
+def test_a_call_for_the_environment_s_own_replicas_says_nothing() -> None:
+    own = TaskEnvironment("test-own", reusable=ReusePolicy(2)).task(work.func)
+    calls = [own.override(retries=3), own.override(reusable=ReusePolicy(2)), work.override(reusable="off")]
+    assert not any("beside" in dumped(call)[OVERRIDES_HEADER] for call in calls)
+
+
 def test_overrides_add_up_before_they_travel() -> None:
     sent = work.override(retries=2).override(timeout=5)
     assert set(dumped(sent)[OVERRIDES_HEADER]) == {"retries", "timeout"}

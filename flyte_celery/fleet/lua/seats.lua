@@ -26,6 +26,13 @@ local OUTAGE = 3000
 local COURTESY = 1500
 --- Milliseconds for which an order to prewarm is told to workers.
 local PREWARM = 60000
+--- Messages of the queue that are looked at to tell what they are for, and their bytes, at most.
+local LOOKED_AT, LOOKED_AT_BYTES = 1000, 512 * 1024
+--- Milliseconds to rest after that, for each 1000 of them: so it takes some hundredths of the server's time at most,
+--- however many workers ask, and some thousandths where there is work for all replicas that may be.
+local REST, LONG_REST = 200, 1000
+
+--include front
 
 local mode, at, worker = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local now = at
@@ -36,7 +43,7 @@ end
 
 local SUMS = {'seats', 'live', 'waiting', 'running', 'suspended', 'starting'}
 local kept = redis.call('HMGET', KEYS[2], 'seats', 'live', 'waiting', 'running', 'suspended', 'starting',
-    'current', 'newest', 'short_since', 'hold_until')
+    'current', 'newest', 'short_since', 'hold_until', 'front')
 local sum = {}
 for i, name in ipairs(SUMS) do
     sum[name] = tonumber(kept[i] or 0)
@@ -284,13 +291,37 @@ if mode == 'report' then
         end
     end
 end
-save()
 
 local ready = 0
 for list = 11, #KEYS do
     ready = ready + redis.call('LLEN', KEYS[list])
 end
+
+-- Calls with overrides wait in the same queue, and want none of these replicas. They are told apart in front of the
+-- queue, at first until there is work for all replicas that may be. What is further behind is taken for the like of it.
+local beside = 0
+if ready > 0 then
+    local enough = highest * ARGV[8] - sum.waiting - sum.running
+    local rests_until, seen, others = string.match(kept[11] or '', '^(%d+) (%d+) (%d+)$')
+    if not rests_until or now >= tonumber(rests_until) then
+        local own = 0
+        others = 0
+        seen = walk_front(11, LOOKED_AT, LOOKED_AT_BYTES, function(message)
+            if is_beside(message) then
+                others = others + 1
+            else
+                own = own + 1
+            end
+            return enough > 0 and own >= enough
+        end)
+        local rests = math.floor(seen * (enough > 0 and REST or LONG_REST) / 1000)
+        redis.call('HSET', KEYS[2], 'front', string.format('%d %d %d', now + rests, seen, others))
+    end
+    beside = math.floor(ready * others / seen)
+end
+save()
+
 local top = redis.call('ZREVRANGE', KEYS[7], 0, 0, 'WITHSCORES')
-return {seats, given, to_drain, ready, sum.waiting, sum.running, sum.suspended, sum.starting, sum.seats, sum.live,
-    math.min(highest, tonumber(top[2] or 0)), redis.call('ZCARD', KEYS[4]), generation, current,
+return {seats, given, to_drain, ready, beside, sum.waiting, sum.running, sum.suspended, sum.starting, sum.seats,
+    sum.live, math.min(highest, tonumber(top[2] or 0)), redis.call('ZCARD', KEYS[4]), generation, current,
     tonumber(orders[1] or -1), tonumber(orders[2] or -1), flags, tonumber(orders[5] or 0), tonumber(orders[6] or 0)}

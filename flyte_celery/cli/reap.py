@@ -6,7 +6,7 @@ import click
 from celery.bin.base import CeleryCommand
 
 from ..fleet.later import move_all_due
-from ..fleet.reaper import reap
+from ..fleet.reaper import reap_patiently
 from .fleet import fleet_client
 
 
@@ -15,10 +15,10 @@ from .fleet import fleet_client
 def reap_command(ctx: click.Context) -> None:
     """Put back into their queues the tasks of workers whose lease is over, and those whose time has come.
 
-    Every worker does the same by itself.
+    Every worker does the same by itself. It takes some seconds: workers that were cut off have time to come back.
     """
     client = fleet_client(ctx.obj.app)
-    reports = reap(client)
+    reports = reap_patiently(client)
     move_all_due(client)
     for report in reports:
         click.echo(str(report))

@@ -122,6 +122,16 @@ def workers_key() -> str:
     return f"{PREFIX}workers"
 
 
+def graves_key() -> str:
+    """Workers that are gone: a sorted set of such members, and when each may be forgotten."""
+    return f"{PREFIX}graves"
+
+
+def graves_seen_key() -> str:
+    """There while nobody need look whether anything has come for those who are gone."""
+    return f"{PREFIX}graves-seen"
+
+
 def worker_member(queue: str, worker: str) -> str:
     """How a worker is called in `workers_key`."""
     return f"{queue}/{worker}"
@@ -253,7 +263,7 @@ def drained_hosts_key() -> str:
 
 
 def pulse_key() -> str:
-    """When any worker last looked at its fleet, in milliseconds, and until when those who were cut off are awaited."""
+    """When any worker last looked at the others, in milliseconds, and until when those who were cut off are awaited."""
     return f"{PREFIX}pulse"
 
 

@@ -10,7 +10,7 @@ import click
 from celery.bin.base import CeleryCommand
 
 from ..fleet.later import move_all_due
-from ..fleet.reaper import reap
+from ..fleet.reaper import reap_patiently
 from ..settings import Settings
 from ..worker.unattended import Unattended
 from .fleet import fleet_client
@@ -22,11 +22,12 @@ from .known import all_environments
 def reap_command(ctx: click.Context) -> None:
     """Put back into their queues the tasks of workers whose lease is over, and those whose time has come.
 
-    Tasks that have waited too long for an environment without a worker fail. Every worker does the same by itself.
+    Tasks that have waited too long for an environment without a worker fail. Every worker does the same by itself. It
+    takes some seconds: workers that were cut off have time to come back.
     """
     app = ctx.obj.app
     client = fleet_client(app)
-    reports = reap(client)
+    reports = reap_patiently(client)
     move_all_due(client)
     for report in reports:
         click.echo(str(report))

@@ -17,6 +17,7 @@ import redis
 from redis.exceptions import NoScriptError
 
 from .. import names
+from . import reaper
 from .handing_back import hand_back
 from .messages import lost_once_more, passed_on, priority_of, task_id_of
 from .scripts import script
@@ -391,7 +392,15 @@ class Claims:
 
     def leave(self) -> None:
         """Give up the lease. The entry stays for the reapers, who look once more into the inbox."""
-        script("condemn").run(self.client, [names.workers_key()], [self._member])
+        reaper.leave(self.client, self._member)
+
+    def reap(self) -> list[reaper.Report]:
+        """Renew the lease, condemn the workers of all queues whose lease is over, and hand back what they have claimed.
+
+        Raises:
+            redis.RedisError: Redis does not answer.
+        """
+        return reaper.reap(self.client, (self._member, self.lease))
 
     @property
     def lists(self) -> tuple[str, ...]:

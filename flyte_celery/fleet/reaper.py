@@ -2,12 +2,17 @@
 
 A worker whose lease is over is condemned first, which takes from it the right to claim and renew, and buried when
 nothing of it is left. A burial waits until no command that the worker may have left pending on the server can put
-another message into its inbox.
+another message into its inbox. One that hangs in a network, which delivers it when it is whole again, can do so later:
+graves are looked at now and then, for longer than that can take.
+
+After an outage of the server nobody is condemned for some seconds: who comes back finds what he had.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from typing import Any
 
 import redis
 
@@ -19,6 +24,14 @@ from .scripts import script
 
 #: Milliseconds after which no command of a condemned worker can still be pending; the longest waits one second.
 BURIAL_AFTER = 3000
+
+#: Seconds between two looks at the graves, by whoever looks first, and for how long each is looked at: TCP sends again
+#: what was not received for half an hour at most.
+GRAVES_INTERVAL = 10
+GRAVES_KEPT = 1800
+
+#: Seconds between two looks of somebody who waits until leases may be taken.
+LOOK_EVERY = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,27 +46,64 @@ class Report:
         return f"{self.queue}: the worker {self.worker} is dead; {self.claims} claim(s) are back in the queue."
 
 
-def reap(client: redis.Redis) -> list[Report]:
+def reap(client: redis.Redis, looks: tuple[str, float] | None = None) -> list[Report]:
     """Condemn every worker whose lease is over and hand back what it has claimed.
+
+    Args:
+        client: The Redis server of all queues.
+        looks: The worker that looks, as a member of all workers, and the seconds of its lease, which is renewed, unless
+            it was lost. None for a client that is none.
 
     Returns:
         A report for each worker that had claims.
     """
-    condemned = script("condemn").run(client, [names.workers_key()], [])
+    member, lease = looks or ("", 0.0)
+    return _look(client, member, lease)[0]
+
+
+def reap_patiently(client: redis.Redis) -> list[Report]:
+    """The same, for somebody who looks once: after an outage it waits until everybody could come back, some seconds."""
     reports = []
-    for member, age in zip(condemned[::2], condemned[1::2], strict=True):
-        queue, _, worker = member.decode().partition("/")
+    while True:
+        found, wait = _look(client)
+        reports += found
+        if not wait:
+            return reports
+        time.sleep(min(wait, LOOK_EVERY))
+
+
+def _look(client: redis.Redis, member: str = "", lease: float = 0.0) -> tuple[list[Report], float]:
+    condemned, graves, wait = _condemn(client, "look", member, int(lease * 1000))
+    reports = []
+    for each, age in zip(condemned[::2], condemned[1::2], strict=True):
+        queue, worker = _names_of(each)
         count = _hand_back(client, queue, worker)
         if count:
             reports.append(Report(queue, worker, count))
         if int(age) >= BURIAL_AFTER:
             _bury(client, queue, worker)
-    return reports
+    for grave in graves:
+        _empty_inbox(client, *_names_of(grave))
+    return reports, wait / 1000
+
+
+def leave(client: redis.Redis, member: str) -> None:
+    """Take the lease from a worker that needs it no more; reapers look once more into its inbox."""
+    _condemn(client, "leave", member, 0)
+
+
+def _condemn(client: redis.Redis, mode: str, member: str, lease: int) -> Any:
+    keys = [names.workers_key(), names.pulse_key(), names.graves_key(), names.graves_seen_key()]
+    return script("condemn").run(client, keys, [mode, member, lease, GRAVES_INTERVAL])
+
+
+def _names_of(member: bytes) -> tuple[str, str]:
+    queue, _, worker = member.decode().partition("/")
+    return queue, worker
 
 
 def _hand_back(client: redis.Redis, queue: str, worker: str) -> int:
-    while client.lmove(names.inbox_key(queue, worker), queue, "RIGHT", "RIGHT"):
-        pass
+    _empty_inbox(client, queue, worker)
     held: dict[bytes, bytes] = client.hgetall(names.claims_key(queue, worker))  # type: ignore[assignment]
     started: set[bytes] = set(client.hkeys(names.started_key(queue, worker)))  # type: ignore[arg-type]
     if not held:
@@ -66,7 +116,16 @@ def _hand_back(client: redis.Redis, queue: str, worker: str) -> int:
     return hand_back(client, queue, worker, messages, priority_steps(client, queue))
 
 
+def _empty_inbox(client: redis.Redis, queue: str, worker: str) -> None:
+    while client.lmove(names.inbox_key(queue, worker), queue, "RIGHT", "RIGHT"):
+        pass
+
+
 def _bury(client: redis.Redis, queue: str, worker: str) -> None:
     if not client.exists(names.claims_key(queue, worker), names.inbox_key(queue, worker)):
+        member = names.worker_member(queue, worker)
+        seconds, _ = client.time()
         client.delete(names.started_key(queue, worker))
-        client.zrem(names.workers_key(), names.worker_member(queue, worker))
+        client.zadd(names.graves_key(), {member: (seconds + GRAVES_KEPT) * 1000})
+        client.expire(names.graves_key(), 2 * GRAVES_KEPT)
+        client.zrem(names.workers_key(), member)

@@ -18,7 +18,6 @@ from ..fleet.later import Later, move_all_due
 from ..fleet.needs import Needs
 from ..fleet.offers import offers
 from ..fleet.orders import is_held_back
-from ..fleet.reaper import reap
 from ..fleet.seats import Place, Seats
 
 logger = get_logger("flyte_celery.worker")
@@ -226,7 +225,7 @@ class Keeper:
     def reap(self) -> None:
         """Hand back the claims of workers that are dead, and what is due of future work, of any environment."""
         try:
-            for report in reap(self._client):
+            for report in self.claims.reap():
                 logger.warning("%s", report)
             move_all_due(self._client)
         except redis.RedisError as exc:

@@ -165,13 +165,16 @@ def test_seats_of_the_dead_are_free_with_the_end_of_their_lease(fleet: Fleet) ->
     check_sums(fleet.server, ENVIRONMENT)
 
 
-def test_a_redis_that_was_away_gives_nobodys_seats_away(fleet: Fleet) -> None:
+@pytest.mark.parametrize("forgotten", [False, True], ids=["for a minute", "for so long that the pulse is gone"])
+def test_a_redis_that_was_away_gives_nobodys_seats_away(fleet: Fleet, server: redis.Redis, forgotten: bool) -> None:
     one, two = fleet.join(), fleet.join()
     one.target = two.target = 5
     one.look(fleet.now)
     one.safe_until = fleet.now + 1000  # it was refused, so it knows that nobody else can have its seats
     had = one.exist
     fleet.now += 60
+    if forgotten:
+        server.delete(names.pulse_key())
     two.look(fleet.now)
     assert two.exist + had <= 5
     fleet.now += 1

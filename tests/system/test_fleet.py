@@ -275,8 +275,9 @@ def test_what_a_paused_worker_was_about_to_get_goes_back_to_the_queue(one: Membe
     """It waits for a message when it hears of the order, and Redis gives it the next one."""
     one.start("h1")
 
-    def looks() -> int:
-        return int(bytes(one.client.get(names.pulse_key()) or b"0").split()[0])  # type: ignore[arg-type]
+    def looks() -> list[tuple[bytes, float]]:
+        """Each look of the worker at its fleet moves the end of its lease there."""
+        return one.client.zrange(names.fleet_key("one", "owners"), 0, -1, withscores=True)  # type: ignore[return-value]
 
     for _ in range(5):
         orders.pause(one.client, "one")

@@ -5,9 +5,11 @@
 -- ARGV  1 worker   2 id of the first claim; those of the others count up from it
 --       3 most messages from the lists; what is in the inbox comes before them
 --
--- Returns the messages in the order of their ids; or -1 when the worker has lost its lease.
+-- Returns the messages in the order of their ids; or -1 when the worker has lost its lease: then what is in the inbox goes
+-- back, for its grave may be forgotten.
 local lease = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if not lease or tonumber(lease) <= 0 then
+    while redis.call('LMOVE', KEYS[3], KEYS[4], 'RIGHT', 'RIGHT') do end
     return -1
 end
 local messages = redis.call('RPOP', KEYS[3], 1) or {}

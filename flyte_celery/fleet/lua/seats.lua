@@ -10,7 +10,7 @@
 --       5 live (sorted set: worker -> its replicas that do not drain)
 --       6 rooms (sorted set: worker -> replicas that its host has room for besides)
 --       7 targets (sorted set: worker -> replicas that it finds right for the whole fleet)
---       8 orders of operators (hash)   9 drained hosts (hash)   10 when any worker last looked   11.. priority lists
+--       8 orders of operators (hash)   9 drained hosts (hash)   10 pulse (see pulse.lua)   11.. priority lists
 -- ARGV  1 "report", "leave" or "look" (of a client without seats)   2 now in ms, or "" for the server's clock
 --       3 worker   4 ms of lease   5 definition   6 host   7 most replicas   8 slots of a replica
 --       9 replicas that exist   10 of these, such as do not drain   11 such as drain and can be taken back
@@ -20,8 +20,8 @@
 --
 -- Returns -1 when the worker has lost its lease, else the numbers of `seats.View` in their order.
 
---- Milliseconds without any look after which the server, not a worker, must have been away.
-local OUTAGE = 3000
+--include pulse
+
 --- Milliseconds for which roomier hosts may take what is missing before others do.
 local COURTESY = 1500
 --- Milliseconds for which an order to prewarm is told to workers.
@@ -120,20 +120,8 @@ if mode == 'report' then
     redis.call('ZADD', KEYS[4], now + ARGV[4], worker)
 end
 
--- Seats of workers whose lease is over are free. But when nobody has looked for a while it was the server that was
--- away, and everybody who comes back finds what he had.
-local pulse = redis.call('GET', KEYS[10])
-local awaited = 0
-if pulse then
-    local looked, until_then = string.match(pulse, '^(%d+) (%d+)$')
-    awaited = tonumber(until_then)
-    if now - tonumber(looked) > OUTAGE then
-        awaited = now + OUTAGE
-    end
-end
-if mode == 'report' then
-    redis.call('SET', KEYS[10], string.format('%d %d', now, awaited), 'EX', 3600)
-end
+-- Seats of workers whose lease is over are free, but for those who are awaited.
+local awaited = awaited_until(KEYS[10], now, mode == 'report')
 if now >= awaited then
     for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', now, 'LIMIT', 0, 100)) do
         local lease = tonumber(redis.call('ZSCORE', KEYS[1], member) or 0)

@@ -1,0 +1,76 @@
+"""A worker whose Redis is away: it stays at work while its lease holds, keeps limits, and stops when it is told to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.projects import PATIENCE, Project
+from tests.helpers.redis_server import RedisServer
+
+SOURCE = """
+    import asyncio
+    from pathlib import Path
+
+    import flyte_celery as flyte
+
+    app = flyte.init()
+    env = flyte.TaskEnvironment("env", reusable=flyte.ReusePolicy(replicas=1, concurrency=10, idle_ttl=3600))
+
+
+    @env.task(max_attempts=1)
+    async def wait_for(folder: str) -> str:
+        here = Path(folder)
+        with (here / "began").open("a") as began:
+            began.write("once\\n")
+        try:
+            while not (here / "go").exists():
+                await asyncio.sleep(0.05)
+        finally:
+            (here / "ended").touch()
+        return "done"
+"""
+
+#: Seconds.
+LEASE = 9.0
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A Redis server for one test alone, which keeps its data over a restart."""
+    (tmp_path / "redis").mkdir()
+    server = RedisServer(tmp_path / "redis", durable=True)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def project(server: RedisServer, tmp_path: Path) -> Iterator[Project]:
+    """A project without workers."""
+    project = Project(tmp_path, server.url())
+    project.write(SOURCE)
+    yield project
+    project.close()
+
+
+def test_a_redis_that_was_down_for_longer_than_the_lease_takes_no_task_from_its_worker(
+    server: RedisServer, project: Project, tmp_path: Path
+) -> None:
+    """The worker is the only one, so nobody but itself could take it for dead."""
+    worker = project.start("env", env={"FLYTE_CELERY_LEASE": str(LEASE)})
+    result = project.send("env.wait_for", str(tmp_path))
+    project.wait((tmp_path / "began").exists, description="a running task")
+    server.stop()
+    over = time.monotonic() + LEASE * 1.2
+    worker.wait_for_log("Redis does not answer")
+    project.wait(lambda: time.monotonic() > over, LEASE * 2, "the end of the lease")
+    server.start()
+    worker.wait_for_log("Redis answers again")
+    (tmp_path / "go").touch()
+    assert result.get(timeout=2 * PATIENCE) == "done"
+    assert (tmp_path / "began").read_text() == "once\n"
+    assert "The lease of" not in worker.log()

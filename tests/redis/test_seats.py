@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from dataclasses import replace
 
 import pytest
 import redis
@@ -272,6 +273,23 @@ def test_a_host_gives_no_more_than_it_has_to_all_of_its_workers(server: redis.Re
         worker.join(now)
         worker.look(now)
     assert [worker.exist for worker in workers] == [3, 1]
+
+
+def test_a_host_that_is_full_of_other_environments_is_not_waited_for(server: redis.Redis) -> None:
+    """What is meant for the roomiest host goes to it first; that host has room as long as nobody else uses it."""
+    now = 1_000_000.0
+    place = Place("v1", "host1", millicores=1000, host_millicores=9000)
+    neighbour = SimulatedWorker(server, "other", "other@host1", place, 9, 9)
+    full = SimulatedWorker(server, ENVIRONMENT, "full@host1", place, 9, 3)
+    free = SimulatedWorker(server, ENVIRONMENT, "free@host2", replace(place, host="host2"), 3, 3)
+    neighbour.target = 9
+    for worker in (neighbour, full, free):
+        worker.join(now)
+        worker.look(now)
+    assert neighbour.exist == 9
+    full.target = free.target = 3
+    full.look(now), free.look(now)
+    assert (full.exist, free.exist) == (0, 3), "with its first look"
 
 
 def test_seats_are_given_back_when_a_worker_leaves_and_nothing_stays(fleet: Fleet, server: redis.Redis) -> None:

@@ -167,6 +167,36 @@ if mode == 'report' then
     local may_serve = generation == current and flags < 2
     local exist, live, revivable = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
     local room, target = tonumber(ARGV[16]), may_serve and tonumber(ARGV[17]) or 0
+    -- What workers of all environments have started on this host bounds its room.
+    local shares = ARGV[23] .. ARGV[6]
+    local cores, memory, host_cores, host_memory = tonumber(ARGV[19]), tonumber(ARGV[20]), tonumber(ARGV[21]),
+        tonumber(ARGV[22])
+    if room > 0 and cores + memory > 0 then
+        local taken_cores, taken_memory = 0, 0
+        local found = redis.call('HGETALL', shares)
+        for i = 1, #found, 2 do
+            if found[i] ~= worker then
+                local lease = tonumber(redis.call('ZSCORE', KEYS[1], found[i]) or 0)
+                if lease > now or (lease > 0 and now < awaited) then
+                    local of_cores, of_memory = string.match(found[i + 1], '^(%d+) (%d+)$')
+                    taken_cores, taken_memory = taken_cores + of_cores, taken_memory + of_memory
+                else
+                    redis.call('HDEL', shares, found[i])
+                end
+            end
+        end
+        local fits = room
+        if host_cores > 0 and cores > 0 then
+            fits = math.min(fits, math.floor((host_cores - taken_cores) / cores) - exist)
+        end
+        if host_memory > 0 and memory > 0 then
+            fits = math.min(fits, math.floor((host_memory - taken_memory) / memory) - exist)
+        end
+        if exist == 0 and taken_cores == 0 and taken_memory == 0 then
+            fits = math.max(fits, 1)  -- alone, one that is too large for the host is run all the same
+        end
+        room = math.max(0, fits)
+    end
     if old then
         add(old, -1)
     end
@@ -225,37 +255,7 @@ if mode == 'report' then
     end
 
     local new = math.max(0, given - revivable)
-    local cores, memory, host_cores, host_memory = tonumber(ARGV[19]), tonumber(ARGV[20]), tonumber(ARGV[21]),
-        tonumber(ARGV[22])
     if cores + memory > 0 then
-        local shares = ARGV[23] .. ARGV[6]
-        if new > 0 then
-            local taken_cores, taken_memory = 0, 0
-            local found = redis.call('HGETALL', shares)
-            for i = 1, #found, 2 do
-                if found[i] ~= worker then
-                    local lease = tonumber(redis.call('ZSCORE', KEYS[1], found[i]) or 0)
-                    if lease > now or (lease > 0 and now < awaited) then
-                        local of_cores, of_memory = string.match(found[i + 1], '^(%d+) (%d+)$')
-                        taken_cores, taken_memory = taken_cores + of_cores, taken_memory + of_memory
-                    else
-                        redis.call('HDEL', shares, found[i])
-                    end
-                end
-            end
-            local fits = new
-            if host_cores > 0 and cores > 0 then
-                fits = math.min(fits, math.floor((host_cores - taken_cores) / cores) - exist)
-            end
-            if host_memory > 0 and memory > 0 then
-                fits = math.min(fits, math.floor((host_memory - taken_memory) / memory) - exist)
-            end
-            if exist == 0 and taken_cores == 0 and taken_memory == 0 then
-                fits = math.max(fits, 1)  -- alone, one that is too large for the host is run all the same
-            end
-            fits = math.max(0, fits)
-            given, new = given - (new - fits), fits
-        end
         redis.call('HSET', shares, worker, string.format('%d %d', (exist + new) * cores, (exist + new) * memory))
         redis.call('EXPIRE', shares, 86400)
     end

@@ -10,7 +10,9 @@ import pytest
 import redis
 
 from flyte_celery import names
-from flyte_celery.fleet.seats import Place, look
+from flyte_celery.fleet.claims import LeaseLostError
+from flyte_celery.fleet.scripts import script
+from flyte_celery.fleet.seats import Place, Report, look
 from tests.helpers.fleets import LEASE, SimulatedWorker, check_sums, seats_in_redis
 
 ENVIRONMENT = "predict"
@@ -164,6 +166,21 @@ def test_seats_of_the_dead_are_free_with_the_end_of_their_lease(fleet: Fleet) ->
     assert fleet.now - died <= LEASE + 2
     assert other.exist == 5
     check_sums(fleet.server, ENVIRONMENT)
+
+
+def test_who_comes_late_does_not_take_seats_again_that_others_have(fleet: Fleet, server: redis.Redis) -> None:
+    """It was stopped, or what it sent was on its way; nobody has looked for the claims of the dead yet."""
+    late, other = fleet.join(), fleet.join()
+    late.target = 3
+    late.look(fleet.now)
+    fleet.workers.remove(late)
+    other.target = 5
+    fleet.tick(20)
+    assert other.exist == 5
+    with pytest.raises(LeaseLostError):
+        late.seats.report(Report(exist=3, live=3), fleet.highest, 1, fleet.now)
+    assert script("lease").run(server, [names.workers_key()], [late.member, int(LEASE * 1000), "renew"]) == 0
+    assert sum(seats_in_redis(server, ENVIRONMENT).values()) == 5
 
 
 @pytest.mark.parametrize("forgotten", [False, True], ids=["for a minute", "for so long that the pulse is gone"])

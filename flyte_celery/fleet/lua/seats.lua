@@ -129,6 +129,10 @@ if now >= awaited then
             redis.call('ZADD', KEYS[4], lease, member)
         else
             drop(member)
+            -- With its seats goes the lease: what it has sent before, and comes late, must not take them again.
+            if lease > 0 then
+                redis.call('ZADD', KEYS[1], -now, member)
+            end
         end
     end
 end

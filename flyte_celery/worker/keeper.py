@@ -75,8 +75,8 @@ class Keeper:
         self._flush_asked = False
         #: Redis did not answer lately: what is noted waits for the next renewal, and nobody waits for a time-out.
         self._away = False
-        #: Claims that Redis did not take back when it was asked to.
-        self._owed: list[int] = []
+        #: Claims that are to go back with the next renewal: Redis did not take them, or did not answer lately.
+        self._owed: dict[int, None] = {}
         #: When it will look for overdue messages by itself, in monotonic seconds; never, where that was long ago.
         self._look_at = 0.0
         #: Dead letters of claims that are being given up.
@@ -131,6 +131,10 @@ class Keeper:
             self.safe_until = until
             self.on_proof(until)
 
+    def _did_not_answer(self, exc: redis.RedisError) -> None:
+        """A command failed: where Redis is away, the next ones need not wait for its time-out each."""
+        self._away = self._away or isinstance(exc, redis.ConnectionError | redis.TimeoutError)
+
     def refused(self, exc: redis.RedisError) -> None:
         """Redis did not answer. Where its port says that it does not run, nobody else has this worker's seats."""
         self._away = True
@@ -160,7 +164,7 @@ class Keeper:
         self._away = False
         self.proven(sent_at)
         self.flush()
-        owed, self._owed = self._owed, []
+        owed, self._owed = self._owed, {}
         self.hand_back(owed)
         self._reclaim()
         return True
@@ -224,11 +228,14 @@ class Keeper:
 
     def reap(self) -> None:
         """Hand back the claims of workers that are dead, and what is due of future work, of any environment."""
+        if self._away:
+            return
         try:
             for report in self.claims.reap():
                 logger.warning("%s", report)
             move_all_due(self._client)
         except redis.RedisError as exc:
+            self._did_not_answer(exc)
             logger.warning("Dead workers and due work cannot be looked for: %s", exc)
 
     def park(self, early: Sequence[tuple[Claim, float]]) -> list[int]:
@@ -254,7 +261,7 @@ class Keeper:
             self._look_for_overdue(first_ones=True)
 
     def _look_for_overdue(self, first_ones: bool) -> None:
-        if self.deliver is None:
+        if self.deliver is None or self._away:
             return
         try:
             taken, again = self.claims.claim_overdue(first_ones)
@@ -268,6 +275,7 @@ class Keeper:
         except LeaseLostError:
             self.lease_lost()
         except redis.RedisError as exc:
+            self._did_not_answer(exc)
             logger.warning("What has waited too long cannot be looked for: %s", exc)
         else:
             self.on_needs(self.claims.needs)
@@ -343,29 +351,35 @@ class Keeper:
         """Whether a claim still is this worker's, so that it may say how it ended; believed while Redis is silent."""
         if number not in self.claims.held:
             return False
+        if self._away:
+            return True
         try:
             return self.claims.owns(number)
         except redis.RedisError as exc:
+            self._did_not_answer(exc)
             logger.warning("The claim of a lost task cannot be looked up: %s", exc)
             return True
 
     def hand_back(self, numbers: Iterable[int], interrupted: bool = False) -> None:
-        """Put claims back at the head of the queue.
+        """Put claims back at the head of the queue; while Redis is away, with the next renewal.
 
         Args:
             numbers: Their ids.
             interrupted: Whether they were ended by this worker's own stop, which is no failed attempt.
         """
         held = self.claims.held
-        back: list[Claim] = [held[number] for number in numbers if number in held]
+        back: list[Claim] = [held[number] for number in numbers if number in held and number not in self._owed]
         for claim in back:
             claim.started = claim.started and not interrupted
             self._letters.pop(claim.id, None)
-        try:
-            self.claims.hand_back(back)
-        except redis.RedisError as exc:
-            logger.warning("%d claim(s) cannot be handed back now, they will be: %s", len(back), exc)
-            self._owed += [claim.id for claim in back]
+        if not self._away:
+            try:
+                self.claims.hand_back(back)
+                return
+            except redis.RedisError as exc:
+                self._did_not_answer(exc)
+                logger.warning("%d claim(s) cannot be handed back now, they will be: %s", len(back), exc)
+        self._owed.update((claim.id, None) for claim in back)
 
     @contextlib.contextmanager
     def delivery(self) -> Iterator[None]:
@@ -394,9 +408,17 @@ class Keeper:
         self.hand_back([number for number in self.claims.held if number not in begun])
 
     def release(self) -> None:
-        """The worker stops: hand everything back that is still held, and give up the lease."""
+        """The worker stops: hand everything back that is still held, and give up the lease.
+
+        While Redis is away it is tried once; what is left goes back by others when the lease is over.
+        """
+        self._away = False
+        self._owed.clear()
         self.flush()
         self.hand_back(list(self.claims.held), interrupted=True)
+        if self._away:
+            logger.warning("Redis does not answer: what is held goes back when the lease has run out.")
+            return
         self._reclaim(everything=True)
         try:
             if self.seats is not None:

@@ -413,7 +413,7 @@ class ReplicaPool(BasePool):
             del self.jobs[job.number]
             job.stop_timers()
             self._redelivery.forget(job)
-            if job.terminated or self.stopping.ending:
+            if job.terminated or self.stopping.ending or self._ends_unheard:
                 continue
             if replica.breach is not None:
                 fail_or_retry(job, breaches.failure(job, replica.breach, self.serving.plan.hostname))
@@ -423,6 +423,12 @@ class ReplicaPool(BasePool):
                 self._lost_while_running(job, cause)
         if self.stopping.begun:
             self.hand_back(*unstarted, *again)
+
+    @property
+    def _ends_unheard(self) -> bool:
+        """Whether this worker stops and nobody can be told of what it loses: its claims go back, as all that it has."""
+        keeper = self.serving.keeper
+        return self.stopping.begun and keeper is not None and keeper.away
 
     def _start_over(self, job: Job, *, alone: bool) -> None:
         """A task whose replica has used more than it may, not by the task's fault, or nobody knows."""

@@ -114,6 +114,7 @@ class AutoscalerStep(bootsteps.StartStopStep):
             for queue in self._unattended.queues(in_turn=True):
                 self._end_unattended(queue, hub)
         except redis.RedisError as exc:
+            keeper.refused(exc)
             logger.warning("What has waited too long elsewhere cannot be looked for: %s", exc)
 
     def _end_unattended(self, queue: str, hub: Any, first_ones: bool = True) -> None:

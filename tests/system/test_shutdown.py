@@ -13,6 +13,7 @@ import pytest
 from tests.helpers import processes
 from tests.helpers.projects import PATIENCE, Project
 from tests.helpers.redis_server import RedisServer
+from tests.helpers.tcp_proxy import TcpProxy
 from tests.helpers.waiting import wait_until
 from tests.helpers.workers import Worker
 
@@ -27,6 +28,10 @@ SOURCE = """
     aio = flyte.TaskEnvironment("aio", reusable=flyte.ReusePolicy(replicas=1, concurrency=5, idle_ttl=3600), grace=1)
 
 
+    policy = flyte.ReusePolicy(replicas=1, concurrency=200, idle_ttl=3600)
+    wide = flyte.TaskEnvironment("wide", reusable=policy, grace=1)
+
+
     @snc.task
     def sleep(seconds: float, n: int) -> int:
         time.sleep(seconds)
@@ -37,6 +42,9 @@ SOURCE = """
     async def nap(seconds: float, n: int) -> int:
         await asyncio.sleep(seconds)
         return n
+
+
+    wide.task(nap.func)
 """
 
 
@@ -165,6 +173,24 @@ def test_sigterm_ends_a_worker_whose_redis_is_away(tmp_path: Path) -> None:
     finally:
         project.close()
         server.stop()
+
+
+def test_many_tasks_that_cannot_be_handed_back_hold_up_no_stop(project: Project, redis_server: RedisServer) -> None:
+    """Redis has become deaf, so that each attempt takes its time-out of two seconds: there is one for all tasks."""
+    proxy = TcpProxy(redis_server.port)
+    try:
+        through = {"FLYTE_CELERY_BROKER_URL": project.url.replace(str(redis_server.port), str(proxy.port))}
+        worker = project.start("wide", env={**through, "FLYTE_CELERY_LEASE": "5"})
+        results = [project.send("wide.nap", 120.0, n) for n in range(200)]
+        project.wait(lambda: project.status("wide")["running"] == 200)
+        proxy.stall()
+        worker.terminate()
+        worker.wait(timeout=90)
+        assert worker.log().count("cannot be handed back now") <= 1
+        assert not any(result.ready() for result in results)
+        project.wait(lambda: "200 claim(s) are back" in project.celery("env", "reap").stdout, 3 * PATIENCE)
+    finally:
+        proxy.close()
 
 
 def test_prestop_and_sigterm_stop_it_once(project: Project) -> None:

@@ -11,7 +11,7 @@ from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 
 from ..attempts import next_attempt
-from ..fleet.storing import FENCE_FIELD, Fence
+from ..fleet.storing import FENCE_FIELD, Fence, NotOwnedError
 from .job import Job
 
 logger = get_logger("flyte_celery.worker")
@@ -29,6 +29,9 @@ def fail_or_retry(job: Job, exc: Exception) -> None:
     if isinstance(follows, timedelta):
         try:
             _retry(job, request, exc, follows.total_seconds())
+            return
+        except NotOwnedError as discarded:
+            job.fail(discarded)
             return
         except Exception:
             logger.exception("%s cannot be submitted again, so it fails", job.words)

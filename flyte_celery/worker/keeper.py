@@ -97,15 +97,6 @@ class Keeper:
         claims = self.claims
         self.seats = Seats(self._client, claims.queue, claims.steps, lambda: self.claims.worker, claims.lease, place)
 
-    def shares_server_with(self, backend: Any) -> bool:
-        """Whether a result backend keeps its results in the database that has the leases."""
-        ours = self._client.connection_pool.connection_kwargs
-        theirs = getattr(backend, "connparams", None) or {}
-        return bool(theirs) and all(
-            ours.get(name, default) == theirs.get(name, default)
-            for name, default in (("host", None), ("port", 6379), ("path", None), ("db", 0))
-        )
-
     def begin(self) -> None:
         """Take the lease; while Redis does not answer the next renewal finds none, and takes one."""
         sent_at = time.monotonic()

@@ -32,6 +32,15 @@ def is_too_old(client: redis.Redis) -> bool:
     return version < OLDEST_VERSION
 
 
+def is_cluster(client: redis.Redis) -> bool:
+    """Whether the server belongs to a Redis Cluster; one that does not tell is believed to be on its own."""
+    try:
+        info: Any = client.info("cluster")
+    except redis.RedisError:
+        return False
+    return bool(info.get("cluster_enabled"))
+
+
 def does_not_run(exc: BaseException) -> bool:
     """Whether an error of a command says that the server does not run, or is loading, rather than be out of reach."""
     seen: BaseException | None = exc

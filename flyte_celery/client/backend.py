@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections.abc import Generator, Iterable, Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import redis
 from celery import states
@@ -26,7 +26,7 @@ from kombu.utils.encoding import bytes_to_str, ensure_bytes
 from .. import kombu_json, suspension
 from ..context import current_run
 from ..fleet.scripts import script
-from ..fleet.storing import UNFENCED, Fence, NextAttempt, Store, arguments, followed, store
+from ..fleet.storing import UNFENCED, Fence, NextAttempt, NotOwnedError, Store, arguments, followed, nothing, store
 from ..names import is_replies_key
 from .message import random_id
 from .readers import ThreadWait, left
@@ -101,11 +101,14 @@ class _Replies:
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
     ) -> Any:
         fence = Fence.of(request)
-        if (following := following_of(task_id, state, fence)) is not None and fence is not None:
-            write = self.write_of(task_id, result, state, traceback, request, fence.pair, finished=True)
-            self._write(followed(write, following))
-            return result
         backend: Any = super()
+        if fence is not None and fence.guards:
+            # As with Celery, nothing takes the place of a success.
+            if state != states.SUCCESS and backend._get_task_meta_for(task_id)["status"] == states.SUCCESS:
+                self._check_owned(task_id, request)
+            else:
+                self._store_fenced(task_id, result, state, traceback, request)
+            return result
         stored = backend._store_result(task_id, result, state, traceback, request=request, **kwargs)
         reply_to = getattr(request, "reply_to", None)
         keep = getattr(request, KEEP_FIELD, None) if state == states.SUCCESS else None
@@ -120,6 +123,68 @@ class _Replies:
             if is_replies_key(reply_to):
                 backend.ensure(self.client.publish, (reply_to, announcement(key, ensure_bytes(payload))))
         return stored
+
+    def mark_as_failure(
+        self,
+        task_id: str,
+        exc: Any,
+        traceback: Any = None,
+        request: Any = None,
+        store_result: bool = True,
+        *more: Any,
+        **options: Any,
+    ) -> None:
+        """Record a failure, and tell error callbacks, chords and chains of it.
+
+        Raises:
+            NotOwnedError: The task is not this worker's any more; nothing was recorded, and nobody told.
+        """
+        if not store_result:
+            self._check_owned(task_id, request)
+        backend: Any = super()
+        backend.mark_as_failure(task_id, exc, traceback, request, store_result, *more, **options)
+
+    def mark_as_revoked(
+        self, task_id: str, reason: str = "", request: Any = None, store_result: bool = True, *more: Any, **options: Any
+    ) -> None:
+        """Record that a task was revoked, or has expired; not where that is others' to say."""
+        backend: Any = super()
+        try:
+            if not store_result:
+                self._check_owned(task_id, request)
+            backend.mark_as_revoked(task_id, reason, request, store_result, *more, **options)
+        except NotOwnedError:
+            pass  # Celery asks for it in places where an exception would end its worker
+
+    def _check_owned(self, task_id: str, request: Any) -> None:
+        """Make sure that a task is this worker's, where nothing is stored that would tell."""
+        fence = Fence.of(request)
+        if fence is not None and fence.guards:
+            key = bytes_to_str(self.get_key_for_task(task_id))
+            if not self._write(nothing(key, fence.pair)):
+                _discard(task_id)
+
+    def _store_fenced(self, task_id: str, result: Any, state: str, traceback: Any, request: Any) -> None:
+        """Store a state of a running task, with all that belongs to it in the same step.
+
+        Raises:
+            NotOwnedError: The attempt is over, and is not this worker's any more.
+        """
+        fence = Fence.of(request)
+        # After a success nothing follows but a chord's callback; after a failure errbacks do, and Celery calls them
+        # when the failure is stored.
+        finished = state == states.SUCCESS and not getattr(request, "chord", None)
+        pair = UNFENCED if fence is None else fence.pair
+        write = self.write_of(task_id, result, state, traceback, request, pair, finished=finished)
+        if (following := following_of(task_id, state, fence)) is not None:
+            write = followed(write, following)
+        elif state == states.SUCCESS and (keep := getattr(request, KEEP_FIELD, None)) is not None:
+            write = keep.added_to(write)
+        if self._write(write):
+            return
+        if state in _ENDS:
+            _discard(task_id)
+        logger.warning("The state of %s is not stored: its worker does not own the task any more.", task_id)
 
     def _call_task_errbacks(self, request: Any, exc: Any, traceback: Any) -> None:
         """Call each errback by itself, when the failure is stored: what is wrong with one is no concern of the others.
@@ -161,11 +226,16 @@ class _Replies:
         return store(key, self.encode(meta), int(expires or 0), reply_to, fence, finished=finished)
 
     def end_attempt(self, fence: Fence) -> None:
-        """End an attempt whose result is ignored by submitting the next one, if there is one."""
+        """End an attempt whose result is ignored by submitting the next one, if there is one.
+
+        Raises:
+            NotOwnedError: The attempt is not this worker's any more; nothing was submitted.
+        """
         if (following := fence.take_next()) is None:
             return
         key = bytes_to_str(self.get_key_for_task(following.task_id))
-        self._write(followed(store(key, "", 0, "", fence.pair, finished=True), following))
+        if not self._write(followed(store(key, "", 0, "", fence.pair, finished=True), following)):
+            _discard(following.task_id)
 
     def _write(self, write: Store) -> int:
         """Run the script `store`; says whether the attempt still was this worker's."""
@@ -308,6 +378,13 @@ class _Replies:
         finally:
             for _, reply in missing.values():
                 self.replies.detach(reply, wait)
+
+
+def _discard(task_id: str) -> NoReturn:
+    """Record nothing of an attempt that is others' by now."""
+    discarded = NotOwnedError(task_id)
+    logger.warning("%s", discarded)
+    raise discarded
 
 
 def following_of(task_id: str, state: str, fence: Fence | None) -> NextAttempt | None:

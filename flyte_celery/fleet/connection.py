@@ -32,6 +32,15 @@ def is_too_old(client: redis.Redis) -> bool:
     return version < OLDEST_VERSION
 
 
+def is_cluster(client: redis.Redis) -> bool:
+    """Whether the server belongs to a Redis Cluster; one that does not tell is believed to be on its own."""
+    try:
+        info: Any = client.info("cluster")
+    except redis.RedisError:
+        return False
+    return bool(info.get("cluster_enabled"))
+
+
 def does_not_run(exc: BaseException) -> bool:
     """Whether an error of a command says that the server does not run, or is loading, rather than be out of reach."""
     seen: BaseException | None = exc
@@ -40,16 +49,6 @@ def does_not_run(exc: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
-
-
-def is_same_server(client: redis.Redis, backend: Any) -> bool:
-    """Whether a result backend keeps its results in the database of a client."""
-    ours = client.connection_pool.connection_kwargs
-    theirs = getattr(backend, "connparams", None) or {}
-    return bool(theirs) and all(
-        ours.get(name, default) == theirs.get(name, default)
-        for name, default in (("host", None), ("port", 6379), ("path", None), ("db", 0))
-    )
 
 
 def connect_to_broker(app: Any) -> redis.Redis | None:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from celery.exceptions import Reject
+
 from .. import names
 
 #: No fence: a result that may be stored by anybody.
@@ -23,6 +25,24 @@ FENCE_FIELD = "flyte_celery_fence"
 #: Seconds within which every worker looks at its queue's future work. A message that is due sooner goes into the queue,
 #: for the worker that takes it to wait.
 SEEN_WITHIN = 2.0
+
+
+class NotOwnedError(Reject):
+    """An attempt is not this worker's any more, so how it ended is not recorded: others run the task, or it is done.
+
+    Celery's tracer passes it on untouched: no error callback, chord or signal hears of the attempt. The message, which
+    is somebody else's, stays where it is.
+
+    Args:
+        task_id: The task's id.
+        requeue: Always true, as Celery's requests understand it.
+    """
+
+    def __init__(self, task_id: str, requeue: bool = True) -> None:
+        super().__init__(task_id, requeue)
+
+    def __str__(self) -> str:
+        return f"{self.reason}: how it ended here is discarded, for the task is others' by now, or has its result."
 
 
 class NextAttempt(NamedTuple):
@@ -77,6 +97,11 @@ class Fence:
         return fence if isinstance(fence, cls) else None
 
     @property
+    def guards(self) -> bool:
+        """Whether there is a lease to ask for: results are kept where the leases are."""
+        return bool(self.member)
+
+    @property
     def pair(self) -> tuple[str, str]:
         """The worker and the claim."""
         return self.member, self.claim
@@ -117,6 +142,16 @@ def store(
     """
     member, claim = fence
     return Store(member, [key], [payload, expires, reply_to, claim, int(finished), ""])
+
+
+def nothing(key: str, fence: tuple[str, str]) -> Store:
+    """What the script `store` is told to learn whether a task is still this worker's; nothing is written.
+
+    Args:
+        key: Where Celery looks for the task's result.
+        fence: As in `store`.
+    """
+    return store(key, "", 0, "", fence, finished=False)
 
 
 def arguments(stores: Sequence[Store]) -> tuple[list[str], list[Any]]:

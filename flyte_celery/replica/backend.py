@@ -22,10 +22,10 @@ from celery.utils.log import get_logger
 from kombu.exceptions import EncodeError
 
 from .. import kombu_json
-from ..client.backend import CACHED_FIELD, KEEP_FIELD, RepliesBackend, following_of
+from ..client.backend import CACHED_FIELD, RepliesBackend
 from ..fleet.patience import backoff, passes
 from ..fleet.scripts import script
-from ..fleet.storing import UNFENCED, Fence, Store, arguments, by_worker, followed
+from ..fleet.storing import Store, arguments, by_worker
 from . import bridge
 
 logger = get_logger("flyte_celery.replica")
@@ -79,18 +79,8 @@ class ReplicaBackend(RepliesBackend):
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
     ) -> Any:
-        fence = Fence.of(request)
-        # After a success nothing follows but a chord's callback; after a failure errbacks do, and Celery calls them
-        # when the failure is stored.
-        finished = state == states.SUCCESS and not getattr(request, "chord", None)
-        pair = UNFENCED if fence is None else fence.pair
-        write = self.write_of(task_id, result, state, traceback, request, pair, finished=finished)
-        if (following := following_of(task_id, state, fence)) is not None:
-            write = followed(write, following)
-        elif state == states.SUCCESS and (keep := getattr(request, KEEP_FIELD, None)) is not None:
-            write = keep.added_to(write)
-        if not self._write(write):
-            logger.warning("The result of %s is not stored: its worker does not own the task any more.", task_id)
+        # Whether a success is there already need not be read: that is for the claim to say.
+        self._store_fenced(task_id, result, state, traceback, request)
         return result
 
     def _write(self, write: Store) -> int:

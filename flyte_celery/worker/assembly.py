@@ -27,6 +27,7 @@ from ..supervisor.lifecycle import Patience
 from ..variables import as_environ
 from .beside import ONE_CORE
 from .bounds import Machine, confinement, share, thread_variables, too_small, unenforced
+from .fencing import Fencing, fencing
 from .keeper import Keeper
 from .place import place_of
 from .promises import is_amqp, weaker_promises
@@ -80,6 +81,7 @@ def assembled(
         crowded = too_small(asked, machine, limits.highest)
     elif devices is not None:  # the bounds are this worker's own
         limits = replace(limits, lowest=min(limits.lowest, room), highest=min(limits.highest, room))
+    fenced = Fencing(works=False) if keeper is None else fencing(worker.app, keeper.claims)
     return Serving(
         environment=environment,
         limits=limits,
@@ -94,14 +96,14 @@ def assembled(
         keeper=keeper,
         weaker=None if keeper is not None else _weaker(worker.app, environment, broker_url),
         redelivers=is_amqp(broker_url),
-        fenced=keeper is not None and keeper.shares_server_with(worker.app.backend),
+        fenced=fenced.works,
         environ=environ,
         inherited=dict(os.environ),
         confinement=confined,
         recycling=_recycling(worker, settings, confined),
         room=room,
         limits_of=limits_of,
-        warnings=(*provisions.warnings, *unenforced(resources), *crowded),
+        warnings=(*provisions.warnings, *unenforced(resources), *crowded, *filter(None, [fenced.warning])),
         roots=Roots(worker.app),
         find_secrets=partial(secrets_for, worker.app, environment.name),
     )

@@ -11,7 +11,7 @@ from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 
 from ..attempts import next_attempt
-from ..fleet.storing import FENCE_FIELD, Fence
+from ..fleet.storing import FENCE_FIELD, Fence, NotOwnedError
 from .job import Job
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ def after_failure(request: Any, task: AnyTask | None, exc: Exception, fence: Fen
     if isinstance(follows, timedelta):
         try:
             return _retry(request, exc, follows.total_seconds(), fence)
+        except NotOwnedError as discarded:
+            return discarded
         except Exception:
             logger.exception("%s[%s] cannot be submitted again, so it fails", request.type, request.id)
     return follows if isinstance(follows, Exception) else exc

@@ -10,7 +10,7 @@ from billiard.einfo import ExceptionInfo
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 
-from ..fleet.storing import FENCE_FIELD, UNFENCED
+from ..fleet.storing import FENCE_FIELD, UNFENCED, NotOwnedError
 from ..replica import wire
 from ..supervisor.wire import encode
 
@@ -118,7 +118,11 @@ class Job:
             self.on_error(ExceptionInfo())
 
 
-def guarded(callback: Callable[..., Any], failed: Callable[[], Any] = lambda: None) -> Callable[..., None]:
+def guarded(
+    callback: Callable[..., Any],
+    failed: Callable[[], Any] = lambda: None,
+    discarded: Callable[[], Any] = lambda: None,
+) -> Callable[..., None]:
     """Celery's callback of one task, which may fail without ending the worker, as in Celery's own pool.
 
     Callbacks run user code (errbacks, `on_failure`, signals), store failures and publish messages.
@@ -126,11 +130,14 @@ def guarded(callback: Callable[..., Any], failed: Callable[[], Any] = lambda: No
     Args:
         callback: Celery's.
         failed: Called when it has failed.
+        discarded: Called when the task was not this worker's any more, so that nothing was recorded.
     """
 
     def call(*args: Any) -> None:
         try:
             callback(*args)
+        except NotOwnedError:
+            discarded()
         except Exception:
             logger.exception("A callback of a task failed: %r", callback)
             failed()

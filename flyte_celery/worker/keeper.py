@@ -12,7 +12,7 @@ import redis
 from celery.utils.log import get_logger
 
 from ..fleet.claims import MOST_OVERDUE, Claim, Claims, LeaseLostError
-from ..fleet.connection import does_not_run, is_same_server
+from ..fleet.connection import does_not_run
 from ..fleet.dead import DeadLetters, dead_letter
 from ..fleet.later import Later, move_all_due
 from ..fleet.needs import Needs
@@ -95,10 +95,6 @@ class Keeper:
         """Let the worker share its environment's bounds with all others."""
         claims = self.claims
         self.seats = Seats(self._client, claims.queue, claims.steps, lambda: self.claims.worker, claims.lease, place)
-
-    def shares_server_with(self, backend: Any) -> bool:
-        """Whether a result backend keeps its results in the database that has the leases."""
-        return is_same_server(self._client, backend)
 
     def begin(self) -> None:
         """Take the lease; while Redis does not answer the next renewal finds none, and takes one."""

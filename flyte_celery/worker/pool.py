@@ -19,7 +19,7 @@ from celery.exceptions import Ignore, Reject
 from celery.utils.log import get_logger
 
 from ..errors import RuntimeSystemError
-from ..fleet.storing import UNFENCED
+from ..fleet.storing import FENCE_FIELD, UNFENCED, Fence
 from ..overrides import effective, replica_options
 from ..supervisor.lifecycle import State, StopReason, Tick
 from . import breaches
@@ -171,7 +171,7 @@ class ReplicaPool(BasePool):
         keeper = self.serving.keeper
         claim = None if keeper is None else int(args[2]["properties"]["delivery_tag"])
         task = None if (known := self._tasks.get(args[0])) is None else effective(known, args[2])
-        fence = self._fence(claim, args[0])
+        fence = self.guard(args[2]["properties"], args[0])
         group, refusal, need = self.group, None, None
         try:
             group = self.beside.group_for(task, replica_options(args[2]))
@@ -188,7 +188,7 @@ class ReplicaPool(BasePool):
             on_accepted=guarded(accept_callback),
             on_done=guarded(callback),
             on_error=guarded(error_callback, lambda: self._unrecorded(claim)),
-            on_timeout=guarded(timeout_callback),
+            on_timeout=guarded(timeout_callback, discarded=lambda: self._unrecorded(claim)),
             soft_limit=soft_timeout,
             hard_limit=timeout,
             on_loop=args[0] in self._async_names,
@@ -242,13 +242,24 @@ class ReplicaPool(BasePool):
                 return False
         return self._timeouts.came(job, request)
 
-    def _fence(self, claim: int | None, task_name: str) -> tuple[str, str]:
+    def guard(self, properties: dict[str, Any], task_name: str) -> tuple[str, str]:
+        """Guard what this process records of a task, see `fleet.storing`.
+
+        Args:
+            properties: Those of the task's message, which its request has.
+            task_name: The task's name.
+
+        Returns:
+            What the end of the task is guarded with.
+        """
         keeper = self.serving.keeper
-        if keeper is None or claim is None or not self.serving.fenced:
+        if keeper is None or not self.serving.fenced:
             return UNFENCED
-        member, number = keeper.claims.fence(claim)
+        member, number = keeper.claims.fence(int(properties["delivery_tag"]))
         # Celery's own tasks (`celery.starmap`) and others that are routed here are acknowledged when they begin.
-        return member, number if task_name in self.serving.environment.tasks else ""
+        fence = Fence(member, number if task_name in self.serving.environment.tasks else "")
+        properties[FENCE_FIELD] = fence
+        return fence.pair
 
     def _expect_everything_again(self) -> None:
         """There is a new connection, if not the first: what waits comes again with it, and so does what runs."""
@@ -464,7 +475,7 @@ class ReplicaPool(BasePool):
             job.group.waiting.remove(job)
 
     def _unrecorded(self, claim: int | None) -> None:
-        """A task's failure could not be stored: it runs again, for its caller would wait for ever."""
+        """A task's failure could not be stored: unless it is done it runs again, or its caller would wait for ever."""
         if claim is not None and self.serving.keeper is not None:
             self.serving.keeper.hand_back([claim])
 

@@ -17,7 +17,7 @@ from celery.utils.nodenames import gethostname
 from celery.utils.quorum_queues import detect_quorum_queues
 
 from ..environment import TaskEnvironment, environments
-from ..fleet.connection import connect_to_broker, is_too_old
+from ..fleet.connection import connect_to_broker, is_cluster, is_too_old
 from ..gpu.host import Host, missing, this_host
 from ..names import PRIORITY_STEPS, queue_name
 from ..queues import environment_queue
@@ -174,12 +174,21 @@ def _check_queue(app: Any, name: str) -> None:
 
 
 def _claiming(worker: Any, environment: TaskEnvironment, settings: Settings, url: str) -> Keeper | None:
-    """Choose the transport with claims where the broker can have them; elsewhere Celery's own serves the queue."""
+    """Choose the transport with claims where the broker can have them; elsewhere Celery's own serves the queue.
+
+    Raises:
+        CannotServe: The broker is a Redis Cluster.
+    """
     conf = worker.app.conf
     scheme = url.split("://", 1)[0]
     options = conf.broker_transport_options or {}
     several = ";" in url and scheme != "sentinel"  # claims live on one server
     client = None if several else connect_to_broker(worker.app)
+    if client is not None and is_cluster(client):
+        raise CannotServe(
+            f"The broker {redacted(url)} is a Redis Cluster, where neither kombu's transport nor claims work: their "
+            "commands have keys of several slots. Use one Redis without cluster mode, with Sentinels for a fail-over."
+        )
     if client is None or options.get("global_keyprefix") or options.get("sep") or is_too_old(client):
         return None
     queue = queue_name(environment.name)

@@ -8,6 +8,9 @@ from typing import Any
 from celery.exceptions import InvalidTaskError
 from celery.worker.strategy import default
 
+from ..fleet.storing import NotOwnedError
+from .pool import ReplicaPool
+
 
 def checked(task: Any, app: Any, consumer: Any, **options: Any) -> Callable[..., Any]:
     """Celery's default strategy, for messages of the shape that Celery's protocol (version 2) says.
@@ -21,7 +24,12 @@ def checked(task: Any, app: Any, consumer: Any, **options: Any) -> Callable[...,
     def take(message: Any, body: Any, *rest: Any, **more: Any) -> Any:
         if body is None:
             _check(message)
-        return handle(message, body, *rest, **more)
+        if isinstance(consumer.pool, ReplicaPool):  # also for what is revoked, has expired or is refused right now
+            consumer.pool.guard(message.properties, task.name)
+        try:
+            return handle(message, body, *rest, **more)
+        except NotOwnedError:
+            return None  # others run the task, and say how it ends
 
     return take
 

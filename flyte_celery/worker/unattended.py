@@ -25,10 +25,10 @@ from .. import kombu_json, names
 from ..environment import environments
 from ..fleet.catalogue import priority_steps
 from ..fleet.claims import Claim, Claims, LeaseLostError
-from ..fleet.connection import is_same_server
-from ..fleet.storing import UNFENCED, Fence
+from ..fleet.storing import FENCE_FIELD, UNFENCED, Fence
 from ..overrides import effective
 from .failing import after_failure
+from .fencing import fencing
 from .timeouts import ends_of_waiting
 
 logger = get_logger("flyte_celery.worker")
@@ -64,6 +64,8 @@ class Unattended:
         #: The claims on the queues that this process is at work on.
         self._claims: dict[str, Claims] = {}
         self._left_alone: dict[str, float] = {}
+        #: Whether results are kept where the leases are; found out with the first lease.
+        self._fenced: bool | None = None
 
     def queues(self, in_turn: bool = False) -> list[str]:
         """The queues with overdue tasks, as far as publishers have noted, that no live worker serves.
@@ -147,25 +149,28 @@ class Unattended:
     def _ended(self, claims: Claims, claim: Claim) -> bool:
         """Whether a task could be ended here that has waited too long, or was revoked."""
         try:
+            if self._fenced is None:
+                self._fenced = fencing(self._app, claims).works
+            fence = Fence(*claims.fence(claim.id) if self._fenced else UNFENCED)
             message = _message(claim.message, self._app)
+            message.properties[FENCE_FIELD] = fence
             task = self._app.tasks[message.headers["task"]]
             request: Any = Request(message, app=self._app, task=task, hostname=self._hostname, eventer=self.eventer)
             if not request.revoked():
-                self._fail(request, claims, claim)
+                self._fail(request, claims.queue, fence)
         except Exception as exc:  # the queue's own worker will meet it as well, and say it better
             logger.warning("%s: a task that has waited too long cannot be ended here: %r", claims.queue, exc)
             return False
         claims.ack(claim.id)
         return True
 
-    def _fail(self, request: Any, claims: Claims, claim: Claim) -> None:
-        environment, words = environments()[claims.queue], f"{request.type}[{request.id}]"
+    def _fail(self, request: Any, queue: str, fence: Fence) -> None:
+        environment, words = environments()[queue], f"{request.type}[{request.id}]"
         task = effective(environment.tasks[request.type], request.request_dict)
         now = time.time()
         error = next(error for end, error in ends_of_waiting(task, request.request_dict, words) if end <= now)
-        logger.warning("%s, and no worker serves %s.", str(error).rstrip("."), claims.queue)
-        fenced = is_same_server(self._client, self._app.backend)
-        ended_with = after_failure(request, task, error, Fence(*claims.fence(claim.id) if fenced else UNFENCED))
+        logger.warning("%s, and no worker serves %s.", str(error).rstrip("."), queue)
+        ended_with = after_failure(request, task, error, fence)
         try:
             raise ended_with
         except Exception:

@@ -145,6 +145,33 @@ def test_what_was_not_used_for_longest_makes_room(client: redis.Redis) -> None:
     assert counts.tasks[TASK].entries == 3 and counts.tasks[TASK].bytes < 5000
 
 
+def test_a_bound_that_was_lowered_takes_effect_step_by_step(client: redis.Redis) -> None:
+    """No single store may keep the server busy with all that is too much."""
+
+    def kept() -> int:
+        return int(client.zcard(names.cache_uses_key(ENV)))  # type: ignore[arg-type]
+
+    for number in range(250):
+        put(client, place(f"old{number}"))
+    counted = []
+    for name in "abcd":
+        put(client, place(name), most_bytes=2000)
+        counted.append(kept())
+    assert counted[0] >= 250 - 102 and counted[1] >= counted[0] - 102
+    assert kept() < 10
+    assert look(client, place("d")).payload is not None
+    assert EnvironmentCache(client, ENV).counts().tasks[TASK].bytes < 2000
+
+
+def test_a_large_result_takes_the_room_of_many_small_ones(client: redis.Redis) -> None:
+    """However many they are: else results that keep coming would take more and more room."""
+    for number in range(250):
+        put(client, place(f"old{number}"))
+    before = EnvironmentCache(client, ENV).counts().tasks[TASK].bytes
+    put(client, place("large"), payload="x" * (before - 1000), most_bytes=before)
+    assert EnvironmentCache(client, ENV).counts().tasks[TASK].bytes < before
+
+
 def test_one_environment_does_not_take_the_room_of_another(client: redis.Redis) -> None:
     """Each has bytes of its own."""
     put(client, place(task="other.task"), payload="x" * 4000, most_bytes=5000)

@@ -69,6 +69,7 @@ def serves_with_claims(folder: Path, settings: dict[str, object], client: redis.
         assert run_python(folder, CALL_CACHED, timeout=60).split() == ["42", "True"], worker.log_tail()
         leases = client.zrange(names.workers_key(), 0, -1, withscores=True)
         assert [score > 0 for member, score in leases] == [True], leases  # type: ignore[union-attr]
+        assert "fencing is off" not in worker.log()
     except BaseException:
         worker.destroy()
         raise

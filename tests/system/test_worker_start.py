@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+import redis
 
 from tests.helpers.projects import Project
+from tests.helpers.redis_server import find_redis_server, free_port
+from tests.helpers.waiting import wait_until
 from tests.helpers.workers import Worker
 
 SOURCE = """
@@ -107,6 +113,35 @@ def test_a_broker_that_is_not_there_is_named_soon_and_without_its_password(proje
         said = refused(project.celery("env", "worker", "first", env={"FLYTE_CELERY_BROKER_URL": url}))
     assert f"The broker {url.replace('secret', '**')} does not answer" in said
     assert "secret" not in said
+
+
+def test_a_redis_cluster_is_refused(project: Project, tmp_path: Path) -> None:
+    """Its connections would be lost again and again otherwise, each with an error about slots."""
+    with a_cluster_of_one(tmp_path) as url:
+        said = refused(project.celery("env", "worker", "first", env={"FLYTE_CELERY_BROKER_URL": url}))
+    assert f"The broker {url} is a Redis Cluster" in said
+
+
+@contextmanager
+def a_cluster_of_one(folder: Path) -> Iterator[str]:
+    """The URL of a Redis server in cluster mode."""
+    port = next(port for port in iter(free_port, 0) if port < 2**16 - 10_000)  # its second port is so much higher
+    program = [find_redis_server(), "--port", str(port), "--cluster-enabled", "yes", "--dir", str(folder), "--save", ""]
+    process = subprocess.Popen(program, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        with redis.Redis(port=port) as client:
+            wait_until(lambda: answers(client), description="the cluster")
+        yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def answers(client: redis.Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except redis.RedisError:
+        return False
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,10 @@ local function read_cache()
         most = tonumber(next_arg()), overhead = tonumber(next_arg())}
 end
 
+-- Entries that make room beyond what has come: a bound that was lowered takes effect over many stores, and not in one
+-- that stops the server.
+local evictions_left = 100
+
 local function keep(result, payload, cache)
     local clock = redis.call('TIME')
     local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -57,9 +61,9 @@ local function keep(result, payload, cache)
     redis.call('HSET', cache.entries, cache.member, string.format('%d %d %s', now, size, result))
     redis.call('HINCRBY', cache.counts, 'stored:' .. cache.task, 1)
     local bytes = redis.call('HINCRBY', cache.counts, 'bytes', size)
-    -- What was not used for longest goes first: all that is too much, and of what Redis has expired two for each that
-    -- comes, so that no more is known than is kept.
-    local expired = 0
+    -- What was not used for longest goes first: while there is too much, as many bytes as have come, and a little more.
+    -- And of what Redis has expired two for each that comes, so that no more is known than is kept.
+    local expired, full = 0, bytes
     while true do
         local oldest = redis.call('ZRANGE', cache.uses, 0, 0)[1]
         if not oldest or oldest == cache.member then
@@ -67,6 +71,12 @@ local function keep(result, payload, cache)
         end
         local gone = redis.call('EXISTS', prefix .. oldest) == 0
         if bytes > cache.most then
+            if full - bytes >= size then
+                if evictions_left == 0 then
+                    break
+                end
+                evictions_left = evictions_left - 1
+            end
             if not gone then
                 redis.call('HINCRBY', cache.counts, 'evicted', 1)
             end

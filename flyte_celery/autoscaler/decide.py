@@ -133,6 +133,8 @@ class Reason(enum.StrEnum):
     DRAINED = "drained"
     #: Workers with a newer definition of the environment have taken over.
     SUPERSEDED = "superseded"
+    #: This worker's definition of the environment is the newest, and takes over when a replica of it has been ready.
+    PROVING = "proving"
     #: Down: the others went with their runs.
     RUN_OVER = "run-over"
     #: One replica in place of another: that of a run that has its turn, see `worker.runs`. The target stays.
@@ -257,6 +259,8 @@ def explain(decision: Decision, seen: Observed | None, limits: Limits) -> str:
             why = f"Lets every replica go with {work}: an operator has drained the environment or this host"
         case Reason.SUPERSEDED:
             why = f"Lets every replica go with {work}: workers with a newer definition have taken over"
+        case Reason.PROVING:
+            why = "Takes over when a replica with the new definition is ready, older workers serve until then"
         case _:
             why = f"Stays at zero: {work}"
     moving = [f"{n} {word}" for n, word in ((seen.starting, "starting"), (seen.draining, "draining")) if n]

@@ -44,6 +44,11 @@ class SharingPool(Pool, Protocol):
     def end_all(self) -> None:
         """Kill every replica that has a seat."""
 
+    @property
+    def start_failure(self) -> str | None:
+        """Why the last replica failed to start, None when it did not."""
+        ...
+
 
 class Lease(Protocol):
     """What the driver needs to know of the worker's lease."""
@@ -111,6 +116,8 @@ class SharedAutoscaler(Autoscaler):
         self._seen: Observed | None = None
         self._looked_at = float("-inf")
         self._prewarmed: int | None = None
+        #: Why a replica with a new definition has failed to start, as far as it was told.
+        self._failure: str | None = None
         #: Replicas that this look finds ordered ahead of the work.
         self._ahead = 0
 
@@ -125,7 +132,8 @@ class SharedAutoscaler(Autoscaler):
             self._memory = decision.memory
         if self._asks(own, decision.target, now):
             return self.look(decision.target)
-        if self.limits.by_run:  # what went with its run since the last look is replaced only where work waits
+        if self.limits.by_run and not self._proves:
+            # What went with its run since the last look is replaced only where work waits.
             self.share = min(self.share, max(own.live, -(-seen.demand // self.limits.concurrency)))
         self._move()
         return decision
@@ -134,6 +142,10 @@ class SharedAutoscaler(Autoscaler):
     def _serves(self) -> bool:
         return self.view is not None and self.view.serves
 
+    @property
+    def _proves(self) -> bool:
+        return self.view is not None and self.view.proves
+
     def _asks(self, own: Report, target: int, now: float) -> bool:
         view = self.view
         if self._lease.away:
@@ -141,7 +153,7 @@ class SharedAutoscaler(Autoscaler):
         if view is None:
             return self._looked_at == float("-inf")
         if not view.serves:
-            return False
+            return view.proves and own.ready > self._told.ready  # it is to serve from now on
         if target > self._told.target:
             return True
         if own.waiting and not self.share and own.exist < self._told.exist:
@@ -180,15 +192,14 @@ class SharedAutoscaler(Autoscaler):
             self._note(decision)
             if decision.target == told or not view.serves:
                 break
-        if self.limits.by_run and self.view is not None:
+        if self.limits.by_run and self.view is not None and self.view.serves:
             # Others may not have noticed yet that replicas have gone with their runs, and want as many as before.
             missing = max(0, decision.target - _live_before(self.view))
             if self.view.given > missing:
                 self.view = self._ask(decision.target, most=missing)
         self._move()
         if self.last is not None:
-            short = 0 if self.view is None or not self.view.serves else decision.target - self.view.all_live
-            self._tell_obstacle(short, self.last)
+            self._tell_obstacle(_missing(decision, self.view), self.last)
         waiting = self._told.waiting if self.view is not None and not self.share else 0
         self.refused = bool(waiting) and (self._must_give_back(self.view))
         if self.refused:
@@ -236,8 +247,9 @@ class SharedAutoscaler(Autoscaler):
         now = self._clock.monotonic()
         self._seen = self._observed(view)
         if view is not None and not view.serves:
-            reason = Reason.DRAINED if view.drained else Reason.SUPERSEDED
-            return Decision(0, reason, Memory(now))
+            if not view.drained and view.generation == view.trial:
+                return Decision(1, Reason.PROVING, Memory(now))
+            return Decision(0, Reason.DRAINED if view.drained else Reason.SUPERSEDED, Memory(now))
         prewarms = view is not None and view.prewarm and view.prewarm_id != self._prewarmed
         if view is not None and prewarms:
             self._prewarmed = view.prewarm_id
@@ -257,16 +269,23 @@ class SharedAutoscaler(Autoscaler):
             running=view.all_running,
             suspended=view.all_suspended,
             starting=view.all_starting,
-            draining=view.all_seats - view.all_live,
+            draining=view.all_seats - view.all_live - view.proving,
             live=max(self._ahead, _live_before(view)),
         )
 
     def _note(self, decision: Decision) -> None:
         self._memory = decision.memory
         text = explain(decision, self._seen, self.limits)
+        proven = self.last is not None and self.last.reason is Reason.PROVING is not decision.reason
+        news = proven or decision.target != self.target
+        failure = self._pool.start_failure if decision.reason is Reason.PROVING else None
+        if failure is not None:
+            text = f"{text} The last attempt to start one failed: {failure.rstrip('.')}."
+            news = news or failure != self._failure
+        self._failure = failure
         explained = Explained(self._clock.time(), decision.target, decision.reason, text)
         self.last = explained
-        if decision.target != self.target:
+        if news:
             self.target = decision.target
             self.history.append(explained)
             self._decided(explained)
@@ -292,6 +311,15 @@ class SharedAutoscaler(Autoscaler):
         self.limits = self._policy = bounded(self._policy, max, min)
         self.look()
         return self._policy.highest, self._policy.lowest
+
+
+def _missing(decision: Decision, view: View | None) -> int:
+    """Replicas that the fleet lacks, as far as it is for this worker to have them."""
+    if view is None:
+        return 0
+    if view.serves:
+        return decision.target - view.all_live
+    return decision.target - view.proving if decision.reason is Reason.PROVING else 0
 
 
 def _live_before(view: View) -> int:

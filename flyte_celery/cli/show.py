@@ -180,6 +180,10 @@ def fleet_lines(app: Any, environment: str) -> list[str]:
             f"{click.style('fleet', bold=True)}  {fleet.all_live} of {fleet.target} replicas wanted, {fleet.all_seats} "
             f"seats taken, in {fleet.workers} worker(s), generation {fleet.current}"
         )
+        if fleet.trial:
+            lines.append(
+                f"  trial   generation {fleet.trial} takes over when a replica of it is ready ({fleet.proving} there)"
+            )
         waiting = fleet.ready + fleet.all_waiting
         beside = f" ({fleet.beside} of them for replicas of their own)" if fleet.beside else ""
         lines.append(f"  tasks   {waiting} ready{beside}, {fleet.all_running} running, {fleet.all_suspended} suspended")

@@ -10,6 +10,7 @@ more, which a worker does when the replica's process is gone.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -50,6 +51,12 @@ class Report:
 
     target: int = 0
     """Replicas that the worker finds right for the whole fleet."""
+
+    ready: int = 0
+    """Replicas that are ready to take tasks."""
+
+    may_start: bool = True
+    """Whether one more may be started: none has failed to so lately that the next one has to wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +99,13 @@ class View:
     """This worker's: it counts how the environment's definition has changed."""
 
     current: int = 0
-    """The newest one, which alone takes tasks."""
+    """The newest one of which a replica has been ready, which alone takes tasks; the newest where there is none."""
+
+    trial: int = 0
+    """The newest one, while none of its replicas has been ready; 0 when that is the current one."""
+
+    proving: int = 0
+    """Replicas of that one, which take no task yet and are not among `all_live`."""
 
     lowest: int | None = None
     highest: int | None = None
@@ -103,6 +116,9 @@ class View:
 
     drained: bool = False
     """The operator wants no replica of this environment, or on this host."""
+
+    proves: bool = False
+    """Whether this worker is the one that starts a replica of the generation on trial."""
 
     prewarm: int = 0
     prewarm_id: int = 0
@@ -123,13 +139,14 @@ class View:
             highest=None if highest < 0 else highest,
             paused=bool(flags & 1),
             drained=bool(flags & 6),
+            proves=bool(flags & 8),
             prewarm=prewarm,
             prewarm_id=prewarm_id,
         )
 
 
 #: The fields that the script answers as they are, in its order.
-_SUMS = [each.name for each in fields(View)][:15]
+_SUMS = [*itertools.takewhile(lambda name: name != "lowest", (each.name for each in fields(View)))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +240,8 @@ class Seats:
             place.host_megabytes,
             names.host_shares_key(""),
             kept,
+            report.ready,
+            int(report.may_start),
         ]
         reply = script("seats").run(self._client, self._keys, args)
         if reply == -1:

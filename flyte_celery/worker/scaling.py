@@ -105,6 +105,11 @@ class Scaling:
         devices = self._group.devices
         return None if devices is None else devices.obstacle
 
+    @property
+    def start_failure(self) -> str | None:
+        """Why the last replica failed to start, None when it did not."""
+        return self._group.starts.error
+
     def report(self) -> Report:
         """What a worker tells its fleet, but for its target."""
         seen, exist, ending = self.observed(), self._replicas.seated(self._group), self._owner.stopping.begun
@@ -117,6 +122,8 @@ class Scaling:
             suspended=seen.suspended,
             starting=seen.starting,
             room=0 if ending else self._room(exist),
+            ready=self._replicas.count(State.READY, group=self._group),
+            may_start=not ending and self._group.starts.allowed(time.monotonic(), starting=0),
         )
 
     def _room(self, exist: int) -> int:

@@ -212,7 +212,9 @@ class AutoscalerStep(bootsteps.StartStopStep):
         elif autoscaler.share:
             most = autoscaler.share * slots + self._lookahead()
         else:
-            most = 0 if view.all_live else slots  # whoever is first wakes the environment up
+            # Whoever is first wakes the environment up, unless a new definition's replica has the last seat.
+            taken = view.proving and view.all_seats >= autoscaler.limits.highest
+            most = 0 if view.all_live or taken else slots
         pool.serving.keeper.most_claims = most
 
     def _look(self) -> Observed | None:

@@ -39,6 +39,11 @@ class SimulatedWorker:
     #: Until when others may not use its seats, as it knows itself.
     safe_until: float = 0.0
     cut_off: bool = False
+    #: Whether what it starts fails to, so that it is gone with the next look, and nothing is started by the one after.
+    broken: bool = False
+    #: Replicas that have not been ready yet; they are with the next look.
+    starting: int = 0
+    may_start: bool = True
     lives: int = 1
     view: View = field(default_factory=View)
 
@@ -72,6 +77,10 @@ class SimulatedWorker:
         self.pass_time(now)
         if self.cut_off:
             return
+        self.may_start = not (self.broken and self.starting)
+        if self.broken:
+            self.crash(self.starting)
+        self.starting = 0
         report = Report(
             exist=self.exist,
             live=self.live,
@@ -79,6 +88,8 @@ class SimulatedWorker:
             running=self.running,
             room=max(0, self.room - self.exist),
             target=self.target,
+            ready=self.live,
+            may_start=self.may_start,
         )
         try:
             self.view = self.seats.report(report, self.highest, self.slots, now)
@@ -90,9 +101,15 @@ class SimulatedWorker:
         self.safe_until = now + LEASE - MARGIN
         revived = min(self.view.given, self.draining)
         self.draining -= revived
-        self.exist += self.view.given - revived
+        self.starting = self.view.given - revived
+        self.exist += self.starting
         self.draining += self.view.to_drain
         self.running = min(self.running, self.exist)
+
+    @property
+    def serves(self) -> int:
+        """Replicas that take tasks."""
+        return self.live - self.starting if self.view.serves else 0
 
     def finish(self, number: int) -> None:
         """So many draining replicas have ended."""
@@ -104,6 +121,7 @@ class SimulatedWorker:
     def crash(self, number: int) -> None:
         """So many replicas are gone at once."""
         self.exist = max(0, self.exist - number)
+        self.starting = min(self.starting, self.exist)
         self.draining = min(self.draining, self.exist)
         self.running = min(self.running, self.exist)
 
@@ -138,11 +156,20 @@ def check_sums(client: redis.Redis, environment: str) -> None:
     assert all(set(members) <= owners for members in listed)
     scores: Any = client.zrange(keys[4], 0, -1, withscores=True)
     lives = {member: int(score) for member, score in scores}
-    assert lives == {member: row[1] for member, row in rows.items() if row[1]}
+    current, trial = int(sums.get(b"current", 0)), int(sums.get(b"trial", b"0").split()[0])
+    shown = {int(name[2:]) for name in sums if name.startswith(b"r:")}
+    expected = {member: row[1] for member, row in rows.items() if row[1] and row[6] <= current}
+    # Where the one before has gone, what a definition on trial has is known as live from its worker's next look on.
+    tried = {member for member in expected.keys() - lives.keys() if rows[member][6] not in shown}
+    assert lives == {member: live for member, live in expected.items() if member not in tried}
     generations: dict[int, int] = {}
     for row in rows.values():
         generations[row[6]] = generations.get(row[6], 0) + 1
     counted = {int(name[2:]): int(value) for name, value in sums.items() if name.startswith(b"g:")}
     assert counted == generations
+    assert shown <= generations.keys()
     if rows:
-        assert int(sums[b"current"]) == max(generations)
+        assert current in generations
+        assert trial == (max(generations) if max(generations) > current else 0)
+        assert current >= max(shown, default=0)
+        assert sum(row[1] for row in rows.values() if row[6] > current) <= 1, "replicas of definitions on trial"

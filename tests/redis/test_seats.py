@@ -231,11 +231,155 @@ def test_a_new_definition_takes_over_and_the_old_one_drains(fleet: Fleet) -> Non
     assert old.exist == 5
     new = fleet.join(definition="v2")
     fleet.want(5)
-    for _ in range(4):
+    for _ in range(7):
         fleet.tick()
         assert fleet.exist <= 5
+        assert old.serves + new.serves >= 1, "some replica takes tasks all the time"
     assert (old.exist, new.exist) == (0, 5)
     assert not old.view.serves and new.view.serves
+
+
+def test_a_new_definition_shows_at_rest_that_it_can_start(fleet: Fleet) -> None:
+    """And goes back to rest where nobody wants a replica."""
+    old = fleet.join(definition="v1")
+    fleet.tick()
+    new = fleet.join(definition="v2")
+    new.look(fleet.now)
+    assert (new.exist, new.view.serves, new.view.proves) == (1, False, True)
+    old.look(fleet.now)
+    assert old.view.serves and (old.view.all_live, old.view.proving) == (0, 1)
+    fleet.tick(3)
+    assert (old.view.serves, new.view.serves, new.view.trial) == (False, True, 0)
+    assert fleet.exist == 0
+
+
+@pytest.mark.parametrize("highest", [1, 5])
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_definition_that_cannot_start_takes_nothing_over(fleet: Fleet, highest: int, workers: int) -> None:
+    """Its attempts cost the one that serves a replica for a while, but not for ever."""
+    fleet.highest = highest
+    old = fleet.join(definition="v1")
+    fleet.want(highest)
+    fleet.tick()
+    new = [fleet.join(definition="v2") for _ in range(workers)]
+    for worker in new:
+        worker.broken = True
+    fleet.want(highest)
+    tried = 0
+    for _ in range(60):
+        fleet.tick()
+        assert old.view.serves and not any(worker.view.serves for worker in new)
+        assert highest - 1 <= old.live
+        assert fleet.exist <= highest
+        tried += sum(worker.starting for worker in new)
+        check_sums(fleet.server, ENVIRONMENT)
+    assert tried == 3
+    assert old.serves == highest
+    fleet.want(0)
+    fleet.tick(5)
+    tried = 0
+    for _ in range(20):
+        fleet.tick()
+        tried += sum(worker.starting for worker in new)
+    assert tried >= 5, "seats that nobody misses are there to try"
+    new[-1].broken = False
+    fleet.tick(10)
+    assert new[-1].view.serves and not old.view.serves
+
+
+def test_another_worker_with_the_definition_is_another_attempt(fleet: Fleet) -> None:
+    fleet.highest = 1
+    old, broken = fleet.join(definition="v1"), fleet.join(definition="v2")
+    broken.broken = True
+    fleet.want(1)
+    fleet.tick(30)
+    assert old.serves == 1
+    other = fleet.join(definition="v2")
+    fleet.want(1)
+    fleet.tick(10)
+    assert other.serves == 1 and old.exist == 0
+
+
+@pytest.mark.parametrize("needs", [1000, 2000])
+def test_a_new_definition_gets_the_room_that_it_needs_on_its_host(fleet: Fleet, needs: int) -> None:
+    """The host has four cores, which the replicas of the old definition have, one each."""
+    place = Place("v1", "host1", millicores=1000, host_millicores=4000)
+    old = SimulatedWorker(fleet.server, ENVIRONMENT, "old@host1", place, 4, 5)
+    other = SimulatedWorker(fleet.server, ENVIRONMENT, "other@host2", replace(place, host="host2"), 0, 5)
+    place = replace(place, definition="v2", millicores=needs)
+    new = SimulatedWorker(fleet.server, ENVIRONMENT, "new@host1", place, 4000 // needs, 5)
+    for worker in (old, other):
+        worker.join(fleet.now)
+        fleet.workers.append(worker)
+    fleet.want(5)
+    fleet.tick(3)
+    assert (old.exist, other.exist) == (4, 0)
+    new.join(fleet.now)
+    fleet.workers.append(new)
+    fewest = 4
+    for _ in range(20):
+        fleet.tick()
+        if not new.view.serves:
+            fewest = min(fewest, old.serves)
+    assert new.view.serves
+    assert fewest == 4 - needs // 1000
+    new.target = 5
+    fleet.tick(5)
+    assert (old.exist, new.exist) == (0, 4000 // needs)
+
+
+def test_a_new_definition_that_finds_no_room_on_one_host_is_tried_on_another(fleet: Fleet) -> None:
+    old = fleet.join(definition="v1", room=1)
+    fleet.want(1)
+    fleet.tick()
+    full, roomy = fleet.join(definition="v2", room=0), fleet.join(definition="v2", room=1)
+    fleet.want(1)
+    fleet.tick(6)
+    assert roomy.view.serves
+    assert (old.exist, full.exist, roomy.exist) == (0, 0, 1)
+
+
+def test_a_new_definition_without_any_room_costs_the_old_one_nothing(fleet: Fleet) -> None:
+    old = fleet.join(definition="v1")
+    fleet.want(4)
+    fleet.tick()
+    fleet.join(definition="v2", room=0)
+    fleet.want(4)
+    for _ in range(40):
+        fleet.tick()
+        assert old.serves == 4
+
+
+def test_with_the_last_worker_of_the_old_definition_the_new_one_takes_over_as_it_is(fleet: Fleet) -> None:
+    old, new = fleet.join(definition="v1"), fleet.join(definition="v2")
+    new.broken = True
+    fleet.want(2)
+    fleet.tick(2)
+    old.leave()
+    fleet.workers.remove(old)
+    fleet.tick()
+    assert new.view.serves and new.view.trial == 0
+
+
+def test_a_definition_that_came_while_another_was_tried_comes_after_it(fleet: Fleet) -> None:
+    old = fleet.join(definition="v1")
+    fleet.want(5)
+    fleet.tick()
+    stuck = fleet.join(definition="v2")
+    stuck.broken = True
+    fleet.want(5)
+    fleet.tick(3)
+    newest = fleet.join(definition="v3")
+    fleet.want(5)
+    for _ in range(10):
+        fleet.tick()
+        check_sums(fleet.server, ENVIRONMENT)
+    assert newest.serves == 5
+    assert (old.exist, stuck.exist) == (0, 0)
+    newest.leave()
+    fleet.workers.remove(newest)
+    fleet.tick(8)
+    assert old.serves == 5, "a definition of which a replica was ready comes before one that failed"
 
 
 def test_a_definition_that_nobody_has_any_more_is_forgotten_and_may_come_back_as_new(fleet: Fleet) -> None:
@@ -321,7 +465,10 @@ def test_seats_are_given_back_when_a_worker_leaves_and_nothing_stays(fleet: Flee
 
 @pytest.mark.parametrize("seed", range(int(os.environ.get("FLYTE_CELERY_TEST_SEEDS", "3"))))
 def test_whatever_happens_the_bounds_hold(server: redis.Redis, seed: int) -> None:
-    """Workers join, leave, die, are cut off and come back, replicas crash, demand and bounds change, versions roll."""
+    """Workers join, leave, die, are cut off and come back, replicas crash, demand and bounds change, versions roll.
+
+    Some of these cannot start.
+    """
     server.flushdb()
     chance = random.Random(seed)
     fleet = Fleet(server, highest=chance.randint(1, 8))
@@ -352,6 +499,7 @@ def test_whatever_happens_the_bounds_hold(server: redis.Redis, seed: int) -> Non
             server.hset(names.orders_key(ENVIRONMENT), mapping={"min": 0, "max": bound})
         elif happened < 0.48:
             version += chance.choice((0, 1))
+            some.broken = chance.random() < 0.5
         elif happened < 0.50:
             host = f"host{chance.randint(1, 4)}"
             if not server.hdel(names.drained_hosts_key(), host):
@@ -377,7 +525,7 @@ def test_whatever_happens_the_bounds_hold(server: redis.Redis, seed: int) -> Non
     # Peace: everybody who is left is heard, and the fleet gets to what it should have.
     server.delete(names.drained_hosts_key())
     for worker in fleet.workers:
-        worker.cut_off = False
+        worker.cut_off = worker.broken = False
     fleet.tick(25)
     fleet.want(min(bound, 3))
     fleet.tick(12)

@@ -28,6 +28,8 @@ class FakePool:
     running: int = 0
     given_back: int = 0
     numbers: int = 0
+    start_failure: str | None = None
+    ready: bool = False
 
     @property
     def live(self) -> int:
@@ -37,7 +39,8 @@ class FakePool:
         return self.replicas
 
     def report(self) -> Report:
-        return Report(exist=self.live, live=self.live, waiting=self.waiting, running=self.running, room=10)
+        ready = self.live if self.ready else 0
+        return Report(self.live, self.live, waiting=self.waiting, running=self.running, room=10, ready=ready)
 
     def start_replicas(self, n: int, new: int | None = None) -> int:
         had = n if new is None else min(n, new)
@@ -99,12 +102,13 @@ class CountingSeats(Seats):
 class Worker:
     """One worker's autoscaler with everything around it."""
 
-    def __init__(self, server: redis.Redis, name: str, limits: Limits = POLICY) -> None:
+    def __init__(self, server: redis.Redis, name: str, limits: Limits = POLICY, definition: str = "v1") -> None:
         self.server, self.name = server, name
         server.zadd(names.workers_key(), {names.worker_member(ENVIRONMENT, name): 2**52})
         self.pool, self.clock = FakePool(), FakeClock()
         self.lease = FakeLease(self.clock)
-        self.seats = CountingSeats(server, ENVIRONMENT, names.PRIORITY_STEPS, lambda: name, 15.0, Place("v1", name))
+        place = Place(definition, name)
+        self.seats = CountingSeats(server, ENVIRONMENT, names.PRIORITY_STEPS, lambda: name, 15.0, place)
         self.autoscaler = SharedAutoscaler(self.pool, limits, self.seats, self.lease, self.clock)
 
     def tick(self, seconds: float = 1.0) -> None:
@@ -256,6 +260,30 @@ def test_a_drained_worker_says_why(worker: Worker, server: redis.Redis) -> None:
     assert worker.pool.live == 0
     assert worker.autoscaler.last is not None
     assert "an operator has drained" in worker.autoscaler.last.text
+
+
+def test_a_worker_with_a_new_definition_says_what_it_waits_for(worker: Worker, server: redis.Redis) -> None:
+    new = Worker(server, "b", definition="v2")
+    new.pool.start_failure = "RuntimeError: model not found"
+    new.tick()
+    assert new.pool.live == 1, "one that shows that it can start, at rest too"
+    assert new.autoscaler.last is not None
+    assert "older workers serve until then" in new.autoscaler.last.text
+    assert new.autoscaler.last.text.endswith("failed: RuntimeError: model not found.")
+    new.tick()
+    new.pool.start_failure = "RuntimeError: no memory"
+    new.tick()
+    assert [told.reason for told in new.autoscaler.history] == [Reason.PROVING, Reason.PROVING]
+    worker.pool.waiting = 1
+    worker.autoscaler.consider()
+    assert worker.pool.live == 1, "the old definition serves"
+    new.pool.ready = True
+    before = new.seats.asked
+    new.autoscaler.consider()
+    assert new.seats.asked > before, "it is to serve from now on"
+    worker.tick()
+    assert (worker.pool.live, worker.pool.given_back) == (0, 1)
+    assert new.autoscaler.view is not None and new.autoscaler.view.serves
 
 
 BY_RUN = replace(POLICY, by_run=True)

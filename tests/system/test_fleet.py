@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -22,7 +23,12 @@ from tests.helpers.workers import Worker
 #: Seconds; short, so that a test sees it run out.
 LEASE = 2.0
 
-VARIABLES = {"FLYTE_CELERY_LEASE": str(LEASE), "FLYTE_CELERY_AUTOSCALE_INTERVAL": "0.2"}
+VARIABLES = {
+    "FLYTE_CELERY_LEASE": str(LEASE),
+    "FLYTE_CELERY_AUTOSCALE_INTERVAL": "0.2",
+    "FLYTE_CELERY_START_BACKOFF": "0.2",
+    "FLYTE_CELERY_START_BACKOFF_CAP": "1",
+}
 
 SOURCE = """
     import asyncio
@@ -34,6 +40,14 @@ SOURCE = """
     POLICIES = {"shared": (0, 3), "kept": (1, 3), "one": (0, 1)}
     for name, replicas in POLICIES.items():
         environment = flyte.TaskEnvironment(name, reusable=flyte.ReusePolicy(replicas=replicas, idle_ttl=3600))
+
+        @environment.on_startup
+        def load() -> None:
+            model = os.environ.get("MODEL")
+            if model and not os.path.exists(model):
+                raise RuntimeError("model not found")
+            if model:
+                open(model).close()  # a pipe: when somebody writes it
 
         @environment.task
         async def hold(gate: str) -> str:
@@ -64,8 +78,9 @@ class Members:
         self._watch = threading.Thread(target=self._look, daemon=True)
         self._watch.start()
 
-    def start(self, *hosts: str, version: str = "", options: tuple[str, ...] = ()) -> None:
+    def start(self, *hosts: str, version: str = "", model: Path | None = None, options: tuple[str, ...] = ()) -> None:
         env = {**VARIABLES, **({"FLYTE_CELERY_CODE_VERSION": version} if version else {})}
+        env |= {"MODEL": str(model)} if model else {}
         for host in hosts:
             name = ("-n", f"{self.environment}@{host}")
             self.workers[host] = self.project.start(self.environment, *name, *options, env=env, ready=False)
@@ -233,6 +248,50 @@ def test_a_rolling_deployment_loses_nothing_and_ends_with_the_new_version(shared
     assert {result.get(timeout=PATIENCE) for result in results} == {"1", "2"}
     assert shared.most_seats <= 3
     assert shared.most_processes <= 3
+
+
+@pytest.mark.parametrize("environment", ["kept", "one"])
+def test_a_version_that_cannot_start_is_shown_and_takes_nothing_over(
+    project: Project, tmp_path: Path, environment: str
+) -> None:
+    """Also where there may be one replica: the old version makes way for some attempts, its calls wait meanwhile."""
+    members, model = Members(project, environment), tmp_path / "model"
+    nap = f"{environment}.nap"
+    try:
+        members.start("h1", version="1", options=("--scaledown-ttl", "1"))
+        assert project.call(nap, 0.0) == "1"
+        members.start("h2", version="2", model=model, options=("--scaledown-ttl", "1"))
+
+        def serves() -> str:
+            assert project.call(nap, 0.0) == "1", "no call fails, and none runs in the new version"
+            return members.workers["h2"].log()
+
+        project.wait(lambda: "(3 in a row)" in serves(), PATIENCE * 3, "three attempts")
+        explained = project.celery("env", "explain", environment).stdout
+        assert "generation 2 takes over when a replica of it is ready" in explained
+        assert "The last attempt to start one failed: RuntimeError: model not found" in explained
+        assert "model not found" in project.celery("env", "status", environment).stdout
+        serves()
+        model.touch()
+        project.wait(lambda: members.replicas("h2") == 1, PATIENCE * 3, "a replica of the new version")
+        project.wait(lambda: project.call(nap, 0.0) == "2", PATIENCE, "calls in the new version")
+        members.wait_for(0, "h1")
+        assert members.most_seats <= (1 if environment == "one" else 3)
+        assert members.most_processes <= (1 if environment == "one" else 3)
+    finally:
+        members.close()
+
+
+def test_a_new_version_is_ready_before_it_is_called(shared: Members, tmp_path: Path) -> None:
+    """At rest it starts a replica to show that it can; while it loads, the old version is woken up as ever."""
+    shared.start("h1", version="1", options=("--scaledown-ttl", "1"))
+    project, model = shared.project, tmp_path / "model"
+    os.mkfifo(model)
+    shared.start("h2", version="2", model=model, options=("--scaledown-ttl", "1"))
+    shared.wait_for(1, "h2")
+    assert project.call("shared.nap", 0.0) == "1"
+    model.open("w").close()
+    project.wait(lambda: project.call("shared.nap", 0.0) == "2", PATIENCE, "calls in the new version")
 
 
 def test_an_operator_pauses_scales_drains_and_prewarms(shared: Members) -> None:

@@ -5,7 +5,8 @@
 -- Sums are kept, not made, so that a look costs the same however many workers there are.
 --
 -- KEYS  1 workers (sorted set: worker -> end of its lease in ms, see lease.lua)
---       2 fleet (hash: sums; g:N workers of generation N; d:DEFINITION its generation)
+--       2 fleet (hash: sums; g:N workers of generation N; d:DEFINITION its generation; r:N one of its replicas has been
+--         ready; trial the newest generation, while it has yet to show that, see below)
 --       3 reports (hash: worker -> its numbers)         4 owners (sorted set: worker -> end of its lease, maybe older)
 --       5 live (sorted set: worker -> its replicas that do not drain)
 --       6 rooms (sorted set: worker -> replicas that its host has room for besides)
@@ -17,6 +18,7 @@
 --       12 waiting   13 running   14 suspended tasks   15 starting   16 room   17 target   18 proof of life
 --       19 millicores   20 megabytes of a replica   21 millicores   22 megabytes of the host, 0 for no bound
 --       23 first part of the key of a host's shares   24 seconds to keep all this for, 0 when it was said lately
+--       25 replicas that are ready   26 whether a replica may be started that takes no task yet: no start failed lately
 --
 -- Returns -1 when the worker has lost its lease, else the numbers of `seats.View` in their order.
 
@@ -31,6 +33,10 @@ local LOOKED_AT, LOOKED_AT_BYTES = 1000, 512 * 1024
 --- Milliseconds to rest after that, for each 1000 of them: so it takes some hundredths of the server's time at most,
 --- however many workers ask, and some thousandths where there is work for all replicas that may be.
 local REST, LONG_REST = 200, 1000
+--- How often a definition that has yet to show a ready replica may ask the one that serves to make way.
+local MOST_ASKED = 3
+--- Milliseconds after which what nobody has done is not waited for.
+local UNHEARD = 5000
 
 --include front
 
@@ -43,13 +49,23 @@ end
 
 local SUMS = {'seats', 'live', 'waiting', 'running', 'suspended', 'starting'}
 local kept = redis.call('HMGET', KEYS[2], 'seats', 'live', 'waiting', 'running', 'suspended', 'starting',
-    'current', 'newest', 'short_since', 'hold_until', 'front')
+    'current', 'newest', 'short_since', 'hold_until', 'front', 'trial')
 local sum = {}
 for i, name in ipairs(SUMS) do
     sum[name] = tonumber(kept[i] or 0)
 end
 local current, newest = tonumber(kept[7] or 0), tonumber(kept[8] or 0)
 local short_since, hold_until = tonumber(kept[9] or 0), tonumber(kept[10] or 0)
+
+-- A definition serves when one of its replicas has been ready. Until then one of its workers, the prober, may have one
+-- replica, which takes no task. Where it has no seat or no room for it, it asks: for any seat ('*'), or for room on its
+-- host; '+' says that its replica has a seat that others could do with. '-' stands for nobody and nothing.
+local trial, asked, since, most_before, prober, asks, made_way = 0, 0, 0, 0, '-', '-', '-'
+if kept[12] then
+    trial, asked, since, most_before, prober, asks, made_way = string.match(kept[12],
+        '^(%d+) (%d+) (%d+) (%d+) (%S+) (%S+) (%S+)$')
+    trial, asked, since, most_before = tonumber(trial), tonumber(asked), tonumber(since), tonumber(most_before)
+end
 
 --- The numbers of a report: seats, live, waiting, running, suspended, starting, generation, definition, host, proof.
 local function numbers_of(text)
@@ -66,16 +82,31 @@ local function add(report, sign)
     end
 end
 
+local function stop_asking()
+    asks, made_way = '-', '-'
+end
+
 local function forget_generation(number, definition)
     if redis.call('HINCRBY', KEYS[2], 'g:' .. number, -1) > 0 then
         return
     end
-    redis.call('HDEL', KEYS[2], 'g:' .. number, 'd:' .. definition)
-    if tonumber(number) == current then
-        current = 0
-        for _, field in ipairs(redis.call('HKEYS', KEYS[2])) do
-            current = math.max(current, tonumber(string.match(field, '^g:(%d+)$') or 0))
-        end
+    redis.call('HDEL', KEYS[2], 'g:' .. number, 'r:' .. number, 'd:' .. definition)
+    number = tonumber(number)
+    if number ~= current and number ~= trial then
+        return
+    end
+    local newest_left, newest_shown = 0, 0
+    for _, field in ipairs(redis.call('HKEYS', KEYS[2])) do
+        newest_left = math.max(newest_left, tonumber(string.match(field, '^g:(%d+)$') or 0))
+        newest_shown = math.max(newest_shown, tonumber(string.match(field, '^r:(%d+)$') or 0))
+    end
+    if number == current then
+        current = newest_shown > 0 and newest_shown or newest_left
+    end
+    newest_left = newest_left > current and newest_left or 0
+    if newest_left ~= trial then
+        trial, asked, prober = newest_left, MOST_ASKED, '-'  -- it was tried when it came
+        stop_asking()
     end
 end
 
@@ -101,6 +132,39 @@ local function save()
     redis.call('HSET', KEYS[2], 'seats', sum.seats, 'live', sum.live, 'waiting', sum.waiting, 'running', sum.running,
         'suspended', sum.suspended, 'starting', sum.starting, 'current', current, 'newest', newest,
         'short_since', short_since, 'hold_until', hold_until)
+    if trial > 0 then
+        redis.call('HSET', KEYS[2], 'trial', string.format('%d %d %d %d %s %s %s', trial, asked, since, most_before,
+            prober, asks, made_way))
+    elseif kept[12] then
+        redis.call('HDEL', KEYS[2], 'trial')
+    end
+end
+
+local function asks_for_room()
+    return not string.find('-+*', asks, 1, true)
+end
+
+--- The numbers of the prober; without a worker in that place nothing is asked for.
+local function of_prober()
+    local text = prober ~= '-' and redis.call('HGET', KEYS[3], prober)
+    if text then
+        return numbers_of(text)
+    end
+    prober = '-'
+    stop_asking()
+end
+
+--- Of the replicas that all have, the one that takes no task yet.
+local function on_trial()
+    local report = trial > 0 and of_prober()
+    return report and tonumber(report[2]) or 0
+end
+
+--- Whether a worker has replicas that drain.
+local function drains(member)
+    local text = redis.call('HGET', KEYS[3], member)
+    local report = text and numbers_of(text)
+    return report and tonumber(report[1]) > tonumber(report[2])
 end
 
 if mode == 'leave' then
@@ -166,7 +230,23 @@ if mode == 'report' then
         end
         generation = known
         redis.call('HINCRBY', KEYS[2], 'g:' .. generation, 1)
-        current = math.max(current, generation)
+        if current == 0 then
+            current = generation
+        elseif generation > trial and generation > current then
+            trial, asked = generation, 0
+            stop_asking()
+        elseif generation == trial then
+            asked = math.min(asked, MOST_ASKED - 1)  -- a worker more is worth another attempt
+        end
+    end
+    if tonumber(ARGV[25]) > 0 then
+        redis.call('HSETNX', KEYS[2], 'r:' .. generation, 1)
+        if generation > current then
+            current = generation
+            trial = trial > current and trial or 0
+            stop_asking()
+            prober = '-'
+        end
     end
     local may_serve = generation == current and flags < 2
     local exist, live, revivable = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
@@ -213,10 +293,63 @@ if mode == 'report' then
     if target == 0 then redis.call('ZREM', KEYS[7], worker) else redis.call('ZADD', KEYS[7], target, worker) end
     local top = redis.call('ZREVRANGE', KEYS[7], 0, 0, 'WITHSCORES')
     local wanted = math.min(highest, tonumber(top[2] or 0))
-    local missing = wanted - sum.live
+    if may_serve and trial > 0 then
+        most_before = tonumber(ARGV[7])
+    end
+    local apart = prober == worker and live or on_trial()
+    if asks == '*' or made_way ~= '-' then
+        wanted = math.min(highest - 1, wanted)
+    end
+    local missing = wanted - (sum.live - apart)
 
-    if not may_serve then
+    if generation == trial and flags < 2 then
+        -- Where others were asked for room on a host and had none, a worker on another host may try.
+        if prober == '-' or (prober ~= worker and asks_for_room() and made_way == '-' and room > 0) then
+            prober = worker
+            stop_asking()
+        end
+        -- Until it serves, the policy before it holds as well; what operators order holds for both.
+        local most = orders[2] and highest or math.max(highest, most_before)
+        local free = most - sum.seats
+        local missed = math.min(orders[2] and highest or most_before, tonumber(top[2] or 0)) - (sum.live - apart)
+        if prober ~= worker then
+            to_drain = live
+        elseif exist > 0 then
+            -- A seat that nobody missed when it was given is given back when somebody does.
+            to_drain = asks ~= '+' and free <= 0 and missed > 0 and live or 0
+        elseif ARGV[26] == '0' or now < hold_until then
+            prober = '-'
+            stop_asking()
+        elseif room > 0 and free > 0 and (asks == '*' or asks_for_room() or asked < MOST_ASKED or free > missed) then
+            local costs = free <= missed
+            if costs and asks ~= '*' and not asks_for_room() then
+                asked = asked + 1
+            end
+            given = 1
+            asks, made_way = costs and '+' or '-', '-'
+        else
+            local ask = room > 0 and '*' or ARGV[6]
+            local unheard = asks == ARGV[6] and (made_way == '-' and now - since > UNHEARD
+                or made_way ~= '-' and not drains(made_way))
+            if asks ~= ask or unheard then
+                stop_asking()
+                if asked < MOST_ASKED and most > 0 then
+                    asked, since, asks = asked + 1, now, ask
+                else
+                    prober = '-'
+                end
+            end
+        end
+    elseif not may_serve then
         to_drain = live
+        if prober == worker then
+            prober = '-'
+            stop_asking()
+        end
+    elseif asks == ARGV[6] and exist > 0 then
+        if made_way == '-' and live > 0 and exist == live then
+            to_drain, made_way = 1, worker
+        end
     elseif missing > 0 and now >= hold_until then
         local free = math.max(0, highest - sum.seats)
         local most = math.min(missing, revivable + math.min(free, room))
@@ -267,14 +400,14 @@ if mode == 'report' then
     seats = exist + new
     live = live + given - to_drain
     sum.seats, sum.live = sum.seats + new, sum.live + given - to_drain
-    if wanted <= sum.live then
+    if may_serve and wanted <= sum.live - apart then
         short_since = 0
     end
     sum.waiting, sum.running = sum.waiting + ARGV[12], sum.running + ARGV[13]
     sum.suspended, sum.starting = sum.suspended + ARGV[14], sum.starting + ARGV[15]
     redis.call('HSET', KEYS[3], worker, table.concat({seats, live, ARGV[12], ARGV[13], ARGV[14], ARGV[15], generation,
         ARGV[5], ARGV[6], ARGV[18]}, ' '))
-    if live == 0 then redis.call('ZREM', KEYS[5], worker) else redis.call('ZADD', KEYS[5], live, worker) end
+    if live == 0 or not may_serve then redis.call('ZREM', KEYS[5], worker) else redis.call('ZADD', KEYS[5], live, worker) end
     room = may_serve and math.max(0, room - new) + math.max(0, revivable - given) or 0
     if room == 0 then redis.call('ZREM', KEYS[6], worker) else redis.call('ZADD', KEYS[6], room, worker) end
     if tonumber(ARGV[24]) > 0 then
@@ -314,6 +447,11 @@ end
 save()
 
 local top = redis.call('ZREVRANGE', KEYS[7], 0, 0, 'WITHSCORES')
+local apart = on_trial()
+if prober == worker then
+    flags = flags + 8
+end
 return {seats, given, to_drain, ready, beside, sum.waiting, sum.running, sum.suspended, sum.starting, sum.seats,
-    sum.live, math.min(highest, tonumber(top[2] or 0)), redis.call('ZCARD', KEYS[4]), generation, current,
-    tonumber(orders[1] or -1), tonumber(orders[2] or -1), flags, tonumber(orders[5] or 0), tonumber(orders[6] or 0)}
+    sum.live - apart, math.min(highest, tonumber(top[2] or 0)), redis.call('ZCARD', KEYS[4]), generation, current,
+    trial, apart, tonumber(orders[1] or -1), tonumber(orders[2] or -1), flags, tonumber(orders[5] or 0),
+    tonumber(orders[6] or 0)}

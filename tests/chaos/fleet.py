@@ -119,7 +119,7 @@ class Fleet:
         self.server.start()
         self.project = Project(self.folder, self.server.url())
         self.client = redis.Redis.from_url(self.server.url())
-        self.leases = LeaseWatch(self.server.url())
+        self.leases = LeaseWatch(self.server.url(), self.lease)
 
     def close(self) -> None:
         """End everything."""

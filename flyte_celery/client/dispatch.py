@@ -187,10 +187,10 @@ def failure(meta: Meta) -> errors.BaseRuntimeError:
     original = meta["result"]
     if not isinstance(original, BaseException):
         original = RuntimeError(repr(original))
-    code = getattr(original, "code", None) or type(original).__name__
-    kind = getattr(original, "kind", "user")
-    message = getattr(original, "root_cause_message", None) or errors.message_of(original)
+    kind, code, message = "user", type(original).__name__, errors.message_of(original)
     match original:
+        case errors.BaseRuntimeError():  # what others have under these names is their own
+            kind, code = getattr(original, "kind", kind), getattr(original, "code", None) or code
         case UnpickleableExceptionWrapper():  # stands for a user's exception that does not survive a pickle
             code = original.exc_cls_name
         case WorkerLostError():

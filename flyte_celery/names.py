@@ -143,7 +143,7 @@ def claims_key(queue: str, worker: str) -> str:
 
 
 def started_key(queue: str, worker: str) -> str:
-    """Which of a worker's claims have begun to run: a hash of claim id to nothing much."""
+    """Which of a worker's claims have begun to run: a hash of claim id to task id."""
     return f"{PREFIX}started:{queue}:{worker}"
 
 

@@ -85,6 +85,15 @@ def _check_partial(task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any])
         )
 
 
+def _in_flight(concurrency: object) -> int:
+    """How many calls a `concurrency` lets be in flight."""
+    if not isinstance(concurrency, int) or concurrency < 0:
+        raise ValueError(
+            f"map(concurrency={concurrency!r}) is not possible: pass an int, or 0 for no limit of your own."
+        )
+    return concurrency or WINDOW
+
+
 class Map:
     """Call it for a generator of results, `map.aio(...)` for an async one."""
 
@@ -109,10 +118,11 @@ class Map:
         Raises:
             AttributeError: `func` is no task.
             TypeError: An iterable is none, or a partial leaves not exactly one parameter.
+            ValueError: `concurrency` is no int, or negative.
             kombu.exceptions.OperationalError: The broker cannot be reached.
         """
         mapped = Mapped(func, iterables, group_name)
-        return self._generate(mapped, concurrency, return_exceptions)
+        return self._generate(mapped, _in_flight(concurrency), return_exceptions)
 
     def _generate(self, mapped: Mapped, concurrency: int, return_exceptions: bool) -> Generator[Any, None, None]:
         run = context.current_run.get()
@@ -124,7 +134,7 @@ class Map:
         if dispatcher is None:
             yield from _here(mapped, return_exceptions, inside=run is not None)
             return
-        yield from _submitted(dispatcher, mapped, concurrency or WINDOW, return_exceptions)
+        yield from _submitted(dispatcher, mapped, concurrency, return_exceptions)
 
     async def aio(
         self,
@@ -135,14 +145,14 @@ class Map:
         return_exceptions: bool = True,
     ) -> AsyncIterator[Any]:
         """The same for asyncio code: `async for result in flyte.map.aio(task, xs)`."""
-        mapped = Mapped(func, iterables, group_name)
+        mapped, concurrency = Mapped(func, iterables, group_name), _in_flight(concurrency)
         dispatcher = active_dispatcher()
         if dispatcher is None:
             inside = context.current_run.get() is not None
             for args, kwargs in mapped.calls():
                 yield await _one_here(mapped.task, args, kwargs, return_exceptions, inside)
             return
-        async for value in _submitted_async(dispatcher, mapped, concurrency or WINDOW, return_exceptions):
+        async for value in _submitted_async(dispatcher, mapped, concurrency, return_exceptions):
             yield value
 
 

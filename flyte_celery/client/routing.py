@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from celery import current_app
@@ -19,12 +20,22 @@ def route(name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **_
     It serves `app.send_task("env.func")` in processes that have not imported the task; a task object carries its
     queue itself. An environment that this process has not imported either is looked up among those that workers have
     published; plain tasks of this app, whose names may look the same, are never looked up.
+
+    Celery's own tasks that run the items of `map`, `starmap` and `chunks` go where the task goes whose items they are.
     """
+    if name in _OF_ITEMS:
+        name = _task_of_items(kwargs)
     split = split_task_name(name)
     if split is None or (split[0] not in environments() and (name in current_app.tasks or not _published(split[0]))):
         return None
     # As an object: naming it would add it to the queues that a plain worker of this process consumes after a reconnect.
     return {"queue": environment_queue(current_app, split[0])}
+
+
+def _task_of_items(kwargs: Any) -> str:
+    """The name of the task that runs for each item; "" where the call is no such call."""
+    signature = kwargs.get("task") if isinstance(kwargs, Mapping) else None
+    return str(signature.get("task") or "") if isinstance(signature, Mapping) else ""
 
 
 def _published(environment: str) -> bool:
@@ -37,6 +48,9 @@ def _published(environment: str) -> bool:
 
 
 _catalogues: dict[str | None, Catalogue] = {}
+
+#: Celery's tasks that run another one for each of some items, which they take as `kwargs["task"]`.
+_OF_ITEMS = frozenset({"celery.map", "celery.starmap", "celery.chunks"})
 
 
 def route_environments(sender: Any, **_: Any) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import redis
@@ -82,7 +83,7 @@ class Claims:
     _asked: int | None = None
     _acks: list[int] = field(default_factory=list)
     _burials: list[tuple[int, str]] = field(default_factory=list)
-    _sent: list[int] = field(default_factory=list)
+    _sent: list[tuple[int, str]] = field(default_factory=list)
 
     def reborn(self, worker: str) -> Claims:
         """The claims of the same worker's next life: without any, and with ids that this one has not given."""
@@ -268,10 +269,10 @@ class Claims:
 
     # -- Finishing ---------------------------------------------------------------------------------------------------
 
-    def sent(self, number: int) -> None:
-        """Note that a claim is about to run, for whoever finds this worker dead; `flush` writes it."""
+    def sent(self, number: int, task_id: str) -> None:
+        """Note that a claim is about to run, for who finds this worker dead or revokes the task; `flush` writes it."""
         if number in self.held:
-            self._sent.append(number)
+            self._sent.append((number, task_id))
 
     def ack(self, number: int, letter: str = "") -> None:
         """Note that a claim is finished and its result stored; `flush` writes it.
@@ -295,12 +296,12 @@ class Claims:
             LeaseLostError: The worker may not finish anything any more; whoever hands its claims back decides.
         """
         acks, burials = self._acks, self._burials
-        sent = [number for number in self._sent if number in self.held]
+        sent = [noted for noted in self._sent if noted[0] in self.held]
         if not (acks or burials or sent):
             self._sent.clear()
             return
         keys = [names.workers_key(), self._claims, self._started]
-        commands = [script("settle").command(keys, [self._member, len(sent), *sent, *acks])]
+        commands = [script("settle").command(keys, [self._member, len(sent), *chain.from_iterable(sent), *acks])]
         keys = [*keys, names.dead_key(self.queue)]
         commands += [script("bury").command(keys, [self._member, *burial]) for burial in burials]
         outcomes: list[Any] = []

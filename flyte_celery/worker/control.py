@@ -10,9 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from celery.utils.functional import maybe_list
 from celery.utils.log import get_logger
-from celery.worker import control as celery_control
 from celery.worker.control import Panel, nok, ok
 
 from ..fleet import orders
@@ -31,7 +29,6 @@ def register() -> None:
     Panel.register(type="control", args=[("n", int)], signature="[N=1]", help="Shrink the environment's maximum.")(
         pool_shrink
     )
-    Panel.register(type="control", variadic="task_id", signature="[id1 [id2 [... [idN]]]]")(revoke)
     for name, order in _ORDERS.items():
         Panel.register(type="control", name=name, help=f"{order.__doc__} For all workers of the environment.")(order)
     Panel.register(
@@ -62,16 +59,6 @@ def pool_shrink(state: Any, n: int = 1, **_: Any) -> Any:
         return nok(f"cannot shrink by {n}: the environment has {autoscaler.target} replica(s)")
     highest, lowest = autoscaler.update(max=highest, min=min(autoscaler.limits.lowest, highest))
     return ok(f"pool will shrink: between {lowest} and {highest} replicas")
-
-
-def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **options: Any) -> Any:
-    """Celery's `revoke`; a task whose time has not come ends now, too."""
-    answer = celery_control.revoke(state, task_id, terminate, signal, **options)
-    keeper = state.consumer.controller.pool.serving.keeper
-    if keeper is not None:
-        # It comes back as any message does, and Celery, which knows it as revoked by now, says so to its caller.
-        keeper.bring_forward(map(str, maybe_list(task_id) or ()))
-    return answer
 
 
 def env_pause(state: Any, **_: Any) -> Any:

@@ -318,9 +318,9 @@ class Keeper:
         except redis.RedisError:
             return None
 
-    def sent(self, number: int) -> None:
+    def sent(self, number: int, task_id: str) -> None:
         """A replica gets a claim: should this worker die now, that start counts as lost."""
-        self.claims.sent(number)
+        self.claims.sent(number, task_id)
         self.flush_soon()
 
     def begun(self, number: int) -> None:

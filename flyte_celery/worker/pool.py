@@ -350,7 +350,7 @@ class ReplicaPool(BasePool):
             replica.jobs[job.number] = job
             self.replicas.loaded(replica)
             if job.claim is not None and self.serving.keeper is not None:
-                self.serving.keeper.sent(job.claim)
+                self.serving.keeper.sent(job.claim, job.task_id)
             replica.line.keep(job.frame)
             self.replicas.flush_soon(replica)
 

@@ -24,7 +24,7 @@ from ..queues import environment_queue
 from ..registry import check_conflicts
 from ..settings import Settings
 from ..urls import redacted
-from . import transport
+from . import revoking, transport
 from .assembly import assembled
 from .keeper import Keeper
 from .pool import ReplicaPool
@@ -52,6 +52,7 @@ def prepare(worker: Any) -> None:
     """
     try:
         environment = _environment_of(worker)
+        revoking.register()
         if environment is None:
             return
         settings = Settings.from_environ(os.environ)

@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from flyte_celery import names
+from flyte_celery.fleet.begun import begun
 from flyte_celery.fleet.claims import Claims, LeaseLostError
 from flyte_celery.fleet.messages import attempts_of
 from flyte_celery.fleet.reaper import reap
@@ -175,7 +176,7 @@ def test_the_claims_of_a_dead_worker_come_back_and_its_started_ones_count_as_an_
     publish(server, "urgent", priority=3)
     dead = claims_of("dead", lease=0.05)
     assert claim(dead, 9) == ["a", "b", "c", "urgent"]
-    dead.sent(2)
+    dead.sent(2, "b")
     dead.flush()
     wait_until(lambda: reap(server), timeout=20, description="the lease to be over")
     assert queued(server) == ["a", "b", "c"]
@@ -185,6 +186,25 @@ def test_the_claims_of_a_dead_worker_come_back_and_its_started_ones_count_as_an_
     lost = {tag(each.message): attempts_of(json.loads(each.message)["properties"]) for each in again.held.values()}
     assert lost == {"a": (0, ""), "b": (1, "The worker dead was lost"), "c": (0, ""), "urgent": (0, "")}
     assert reap(server) == []
+
+
+def test_any_worker_knows_which_tasks_have_begun(claims_of: MakeClaims, server: redis.Redis) -> None:
+    publish(server, "a", "b", "c", "d")
+    one, other = claims_of("one"), claims_of("other")
+    claim(one, 3)
+    claim(other, 1)
+    one.sent(1, "task-a")
+    one.sent(2, "task-b")
+    other.sent(1, "task-d")
+    one.flush()
+    other.flush()
+    asked = ["task-a", "task-b", "task-c", "task-d", "task-e"]
+    assert begun(server, asked) == {"task-a", "task-b", "task-d"}
+    one.ack(1)
+    one.flush()
+    other.hand_back([other.held[1]])
+    assert begun(server, asked) == {"task-b"}
+    assert begun(server, []) == set()
 
 
 def test_a_living_worker_is_left_alone(claims_of: MakeClaims, server: redis.Redis) -> None:

@@ -114,3 +114,16 @@ def test_map_task_takes_its_inputs_by_name() -> None:
     assert asyncio.run(awaited()) == [(2, 1)]
     with pytest.raises(TypeError, match="takes an iterable for each of x, y; got none"):
         flyte.map_task(pair)()
+
+
+@pytest.mark.parametrize("concurrency", [-1, 0.5, 2.0, "2", None])
+def test_a_concurrency_that_is_none_is_refused(concurrency: Any) -> None:
+    """Before the first result, and not by yielding nothing."""
+    with pytest.raises(ValueError, match=r"concurrency=.* is not possible: pass an int, or 0"):
+        flyte.map(increment, [1, 2], concurrency=concurrency)
+
+    async def collect() -> list[Any]:
+        return [value async for value in flyte.map.aio(increment, [1, 2], concurrency=concurrency)]
+
+    with pytest.raises(ValueError, match=r"concurrency=.* is not possible: pass an int, or 0"):
+        asyncio.run(collect())

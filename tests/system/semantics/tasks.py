@@ -477,6 +477,21 @@ async def pid_async() -> int:
 
 
 @aio.task
+async def pid_of_item(_: int) -> int:
+    return os.getpid()
+
+
+@snc.task
+def pid_of_item_sync(_: int) -> int:
+    return os.getpid()
+
+
+@aio.task
+async def same(value: Any) -> Any:
+    return value
+
+
+@aio.task
 async def beaten(key: str) -> None:
     note(key)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import pytest
 from celery import chain, chord, group, signature
 
-from tests.helpers.projects import PATIENCE
+from tests.helpers.projects import PATIENCE, Project
 from tests.helpers.waiting import wait_until
 from tests.system.semantics.notes import notes
 
@@ -124,6 +125,34 @@ def test_map_starmap_and_chunks_run_in_one_task(tasks: ModuleType, suffix: str) 
     assert add.starmap([(1, 2), (3, 4)]).delay().get(timeout=PATIENCE) == [3, 7]
     assert add.chunks([(1, 2), (3, 4), (5, 6)], 2).group()().get(timeout=PATIENCE) == [[3, 7], [11]]
     assert getattr(tasks, "total" + suffix).map([[1, 2], [3]]).delay().get(timeout=PATIENCE) == [3, 3]
+
+
+_WORKFLOWS: dict[str, Callable[[ModuleType, Any], Any]] = {
+    "starmap": lambda _, task: task.starmap([(1,), (2,)]),
+    "map": lambda _, task: task.map([1, 2]),
+    "chunks": lambda _, task: task.chunks([(1,), (2,), (3,)], 2),
+    "group of chunks": lambda _, task: task.chunks([(1,), (2,), (3,)], 2).group(),
+    "group": lambda _, task: group([task.starmap([(1,)]), task.map([2])]),
+    "chain begins": lambda tasks, task: task.map([1, 2]) | tasks.same.s(),
+    "chain ends": lambda tasks, task: tasks.same.s(1) | task.map([1, 2]),
+    "chord": lambda tasks, task: chord([task.starmap([(1,)]), task.map([2])], tasks.same.s()),
+    "by name": lambda tasks, task: tasks.app.signature("celery.starmap", kwargs={"task": task.s(), "it": [(1,)]}),
+}
+
+
+@async_and_sync
+@pytest.mark.parametrize("workflow", _WORKFLOWS)
+def test_map_starmap_and_chunks_run_in_the_environments_replicas(
+    tasks: ModuleType, project: Project, workflow: str, suffix: str
+) -> None:
+    """Wherever they stand in a workflow: never in the plain worker, which knows no limits, secrets or warm replicas."""
+    task = getattr(tasks, "pid_of_item" + suffix)
+    ran = _WORKFLOWS[workflow](tasks, task).apply_async().get(timeout=PATIENCE)
+    assert set(_numbers(ran)) <= set(project.pids(task.parent_env_name))
+
+
+def _numbers(nested: Any) -> list[int]:
+    return [nested] if isinstance(nested, int) else [number for part in nested for number in _numbers(part)]
 
 
 def test_the_items_of_a_starmap_have_their_types(tasks: ModuleType) -> None:

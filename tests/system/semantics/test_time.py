@@ -128,13 +128,25 @@ def test_a_revoked_task_that_waits_is_never_begun(tasks: ModuleType, project: Pr
     assert not notes(key)
 
 
-def test_a_task_revoked_without_terminate_runs_on(tasks: ModuleType, project: Project) -> None:
-    result = tasks.tracked.delay("run-on")  # a task that does not say that it began is marked by other workers
-    wait_until(lambda: result.state == "STARTED", PATIENCE)
+@async_and_sync
+def test_a_task_revoked_without_terminate_runs_on(tasks: ModuleType, project: Project, suffix: str) -> None:
+    """However many workers hear of it that do not run it, of other environments and of plain tasks."""
+    key = f"run-on{suffix}"
+    result = begun(getattr(tasks, "hold" + suffix), key)
     result.revoke()
-    project.ask("env_status", "aio")
-    open_gate("run-on")
-    assert result.get(timeout=PATIENCE) is None
+    inspect = project.celery_app.control.inspect(timeout=PATIENCE, limit=3)
+    wait_until(lambda: all(result.id in ids for ids in (inspect.revoked() or {"": []}).values()), PATIENCE)
+    assert result.state == "PENDING"
+    open_gate(key)
+    assert result.get(timeout=PATIENCE) == key
+    assert result.state == "SUCCESS"
+
+
+def test_a_revoked_task_that_no_worker_has_taken_ends_at_once(tasks: ModuleType) -> None:
+    result = tasks.unserved_add.delay(1, 1)
+    result.revoke()
+    with pytest.raises(TaskRevokedError):
+        result.get(timeout=PATIENCE)
 
 
 # -- When ------------------------------------------------------------------------------------------------------------

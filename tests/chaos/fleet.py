@@ -359,5 +359,5 @@ class Fleet:
         return states
 
     def wait(self, predicate: Callable[[], T], timeout: float = 30.0, description: str = "the condition") -> T:
-        """Wait; the message of a failure has the ends of the workers' logs."""
-        return self.project.wait(predicate, timeout, description)
+        """Wait, with patience; the message of a failure has the ends of the workers' logs."""
+        return self.project.wait(predicate, timeout + self.patience, description)

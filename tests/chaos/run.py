@@ -44,6 +44,7 @@ def run_case(fleet: Fleet, name: str, faults: list[Fault], tasks: int, seed: str
     began = time.monotonic()
     chance = random.Random(f"{seed} {name}")
     fleet.repair()
+    fleet.records.forget()
     load = Load(fleet, chance, tasks)
     load.begin()
     impacts: list[Impact] = []

@@ -107,6 +107,7 @@ class Fleet:
     project: Project = field(init=False)
     members: list[Member] = field(default_factory=list)
     leases: LeaseWatch = field(init=False)
+    records: recorder.Reader = field(init=False)
     #: Without the types of redis-py, which cannot tell replies from promises of replies.
     client: Any = field(init=False)
     #: Guards what threads of a load and of a fault both change.
@@ -115,6 +116,7 @@ class Fleet:
 
     def __post_init__(self) -> None:
         (self.folder / "records").mkdir(parents=True)
+        self.records = recorder.Reader(self.folder / "records")
         self.server = RedisServer(self.folder, durable=True)
         self.server.start()
         self.project = Project(self.folder, self.server.url())
@@ -316,7 +318,7 @@ class Fleet:
 
     def marks(self) -> list[Mark]:
         """What the tasks have written."""
-        return recorder.read(self.folder / "records")
+        return self.records.marks()
 
     def running(self, member: Member | None = None, pid: int | None = None) -> set[str]:
         """Tasks that have begun and not ended, in one worker or one process."""
@@ -359,5 +361,5 @@ class Fleet:
         return states
 
     def wait(self, predicate: Callable[[], T], timeout: float = 30.0, description: str = "the condition") -> T:
-        """Wait; the message of a failure has the ends of the workers' logs."""
-        return self.project.wait(predicate, timeout, description)
+        """Wait, with patience; the message of a failure has the ends of the workers' logs."""
+        return self.project.wait(predicate, timeout + self.patience, description)

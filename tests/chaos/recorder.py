@@ -36,10 +36,36 @@ def record(task: str, event: str) -> None:
     os.write(_file(os.getpid()), f"{task} {event} {os.getpid()} {os.environ[WORKER]} {time.monotonic()}\n".encode())
 
 
-def read(folder: Path) -> list[Mark]:
-    """Everything that was written so far, in the order of time."""
-    marks = [_mark(line) for path in folder.iterdir() for line in path.read_text().splitlines()]
-    return sorted(marks, key=lambda mark: mark.at)
+class Reader:
+    """Reads what was written, each line once: a driver looks often, and there are many.
+
+    Args:
+        folder: The directory of the files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        #: How far each file was read, in bytes.
+        self._read: dict[str, int] = {}
+        self._marks: list[Mark] = []
+
+    def marks(self) -> list[Mark]:
+        """Everything that was written since `forget`, in the order of time."""
+        for entry in os.scandir(self._folder):
+            begin = self._read.get(entry.name, 0)
+            if entry.stat().st_size > begin:
+                with open(entry.path, "rb") as file:
+                    file.seek(begin)
+                    data = file.read()
+                self._read[entry.name] = begin + len(data)
+                self._marks += [_mark(line) for line in data.decode().splitlines()]
+        self._marks.sort(key=lambda mark: mark.at)
+        return self._marks
+
+    def forget(self) -> None:
+        """Leave out what was written so far."""
+        self.marks()
+        self._marks = []
 
 
 @cache

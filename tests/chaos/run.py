@@ -44,6 +44,7 @@ def run_case(fleet: Fleet, name: str, faults: list[Fault], tasks: int, seed: str
     began = time.monotonic()
     chance = random.Random(f"{seed} {name}")
     fleet.repair()
+    fleet.records.forget()
     load = Load(fleet, chance, tasks)
     load.begin()
     impacts: list[Impact] = []
@@ -83,9 +84,9 @@ def named(name: str) -> Fault:
 
 def _wait_for_the_end(fleet: Fleet, load: Load) -> None:
     """Wait until every task has a result, or nothing has moved for long."""
-    deadline, missing, moved = time.monotonic() + PATIENCE, -1, time.monotonic()
+    deadline, missing, moved = time.monotonic() + PATIENCE + fleet.patience, -1, time.monotonic()
     wanted = {task.id for task in load.submitted if task.certain}
-    while time.monotonic() < deadline and time.monotonic() < moved + STANDSTILL:
+    while time.monotonic() < deadline and time.monotonic() < moved + STANDSTILL + fleet.patience:
         with contextlib.suppress(redis.RedisError):
             wanted -= fleet.results(wanted).keys()
             if not wanted:
@@ -98,5 +99,5 @@ def _wait_for_the_end(fleet: Fleet, load: Load) -> None:
 def _left(fleet: Fleet) -> int:
     """Messages that stay although every task has a result: the last of them belong to owners that have to be reaped."""
     with contextlib.suppress(AssertionError):
-        wait_until(lambda: fleet.waiting() == 0, fleet.lease * 2 + 5)
+        wait_until(lambda: fleet.waiting() == 0, fleet.lease * 2 + 5 + fleet.patience)
     return fleet.waiting()

@@ -36,9 +36,7 @@ class Scene:
             self._refill(environment)
             return [member for member in self._staying(environment) if self.fleet.running(member)]
 
-        return self.chance.choice(
-            self.fleet.wait(busy, 30 + self.fleet.patience, f"a running task in a worker of {environment}")
-        )
+        return self.chance.choice(self.fleet.wait(busy, 30, f"a running task in a worker of {environment}"))
 
     def busy_replica(self, environment: str) -> tuple[Member, int]:
         """A replica of the environment that runs tasks just now, and its worker."""
@@ -48,7 +46,7 @@ class Scene:
             pairs = [(member, pid) for member in self._staying(environment) for pid in member.replicas()]
             return [(member, pid) for member, pid in pairs if self.fleet.running(member, pid)]
 
-        return self.chance.choice(self.fleet.wait(busy, 30 + self.fleet.patience, f"a busy replica of {environment}"))
+        return self.chance.choice(self.fleet.wait(busy, 30, f"a busy replica of {environment}"))
 
     def occupy(self, member: Member, since: float = 0.0) -> None:
         """Submit tasks until a worker begins some of them after a moment.
@@ -66,7 +64,7 @@ class Scene:
         seats = int(client.hget(names.fleet_key(environment, "sums"), "seats") or 0)
         orders.scale(client, environment, 0, seats + _MORE)
         try:
-            self.fleet.wait(busy, 30 + self.fleet.patience, f"a running task in {member.name}")
+            self.fleet.wait(busy, 30, f"a running task in {member.name}")
         finally:
             orders.reset(client, environment)
 

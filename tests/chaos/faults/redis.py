@@ -9,7 +9,6 @@ import redis
 
 from tests.chaos.faults.fault import Fault, Scene
 from tests.chaos.verdict import Impact
-from tests.helpers.waiting import wait_until
 
 
 def restart(scene: Scene) -> list[Impact]:
@@ -37,7 +36,7 @@ def pause(scene: Scene) -> list[Impact]:
     at = time.monotonic()
     scene.fleet.client.execute_command("CLIENT", "PAUSE", int(scene.fleet.lease * 1300), "ALL")
     time.sleep(scene.fleet.lease * 1.3)
-    wait_until(lambda: answers(scene), 10, "Redis to answer again")
+    scene.fleet.wait(lambda: answers(scene), 10, "Redis to answer again")
     scene.fleet.note_silence(at)
     return [Impact(at)]
 

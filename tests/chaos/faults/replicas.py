@@ -42,7 +42,9 @@ def end_launcher(scene: Scene) -> list[Impact]:
     """Kill the process that all replicas of a worker are forks of; they end with it."""
     impacts = []
     for member in scene.victims():
-        replicas, launcher = member.replicas(), member.launcher()
+        # Where it was killed just before, another one has to come first.
+        replicas = scene.fleet.wait(member.replicas, description=f"replicas of {member.name}")
+        launcher = member.launcher()
         at = scene.fleet.kill_process(member, launcher)
         for pid in replicas:
             scene.fleet.note_death(member.name, pid)

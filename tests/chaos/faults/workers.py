@@ -109,7 +109,7 @@ def fleet_at_zero(scene: Scene) -> list[Impact]:
     hit = set().union(*(fleet.claimed(member) for member in everybody))
     time.sleep(fleet.lease)
     spare = fleet.start("spare")
-    within = fleet.lease + RECOVERY + fleet.patience
+    within = fleet.lease + RECOVERY
     fleet.wait(lambda: not any(fleet.claimed(m) for m in everybody), within, "claims that are back")
     fleet.repair()
     fleet.retire(spare)

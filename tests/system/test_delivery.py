@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import redis
 from celery.exceptions import WorkerLostError
 
 from flyte_celery import names
+from flyte_celery.worker.transport import IDLE_WAIT
 from tests.helpers.projects import PATIENCE, Project
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.workers import Worker
@@ -145,6 +147,17 @@ def test_a_worker_that_wakes_up_after_its_lease_ends_what_it_ran_and_begins_anew
         os.kill(worker.pid, signal.SIGCONT)
     worker.wait_for_log("The lease of")
     assert own.call("snc.sleep", 0.01, 2) == 2
+
+
+def test_an_idle_worker_takes_tasks_of_other_priorities_within_a_second(shared: Project) -> None:
+    """The server wakes it for the default priority alone; at the others it looks once a second."""
+    shared.call("aio.nap", 0.0, 0)  # there is a replica
+    priorities = [3, 6, 9] * 2
+    began = time.monotonic()
+    for priority in priorities:
+        result = shared.send("aio.nap", 0.0, priority, priority=priority)
+        assert result.get(timeout=IDLE_WAIT + PATIENCE) == priority
+    assert time.monotonic() - began < len(priorities) * IDLE_WAIT + PATIENCE
 
 
 def test_a_worker_that_stops_hands_back_at_once_what_is_scheduled_for_later(own: Project) -> None:

@@ -20,6 +20,7 @@ from ..fleet.offers import offers
 from ..fleet.orders import is_held_back
 from ..fleet.reaper import reap
 from ..fleet.seats import Place, Seats
+from ..fleet.waits import Waits
 
 logger = get_logger("flyte_celery.worker")
 
@@ -87,6 +88,8 @@ class Keeper:
         self.later = Later(client, queue, steps)
         #: What of the queue was passed on.
         self.needs = Needs(client, queue)
+        #: Which tasks wait for which results, where these are kept on the same server.
+        self.waits = Waits(client)
 
     def _new_name(self) -> str:
         # Node names are given again after a restart; claims of an earlier life must not look like this one's.

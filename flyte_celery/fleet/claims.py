@@ -192,6 +192,17 @@ class Claims:
         args = [self._member, first, most, names.need_key(self.queue, ""), need]
         return self._taken(script("take").run(self.client, keys, args), first, placed=bool(need))
 
+    def first_in_queue(self, most: int) -> list[bytes]:
+        """The first messages of the queue, of each priority, which stay there.
+
+        Raises:
+            redis.RedisError: Redis does not answer.
+        """
+        pipe: Any = self.client.pipeline(transaction=False)
+        for each in self.lists:
+            pipe.lrange(each, -most, -1)
+        return [message for found in pipe.execute() for message in reversed(found)]
+
     def take_beside(self, most: int) -> list[Claim]:
         """Claim calls for replicas other than the environment's own, of those among the queue's first messages.
 

@@ -73,6 +73,14 @@ def priority_of(message: bytes) -> int:
         return 0
 
 
+def headers_of(message: bytes) -> dict[str, Any]:
+    """The message's headers, empty when it has none that can be read."""
+    try:
+        return dict(json.loads(message)["headers"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
 def task_id_of(message: bytes) -> str:
     """The id of the message's task, empty when it does not tell."""
     try:

@@ -154,6 +154,16 @@ class Needs:
         kept: Any = self._client.hgetall(names.passed_on_key(self._queue))
         return sorted((entry.decode(), value.partition(b"\n")[0].decode()) for entry, value in kept.items())
 
+    def first(self, need: str, most: int) -> list[bytes]:
+        """The messages of the first tasks with a need.
+
+        Raises:
+            redis.RedisError: Redis does not answer.
+        """
+        entries: Any = self._client.zrange(names.need_key(self._queue, need), 0, most - 1)
+        messages: Any = self._client.hmget(names.passed_on_key(self._queue), entries) if entries else []
+        return [kept.partition(b"\n")[2] for kept in messages if kept is not None]
+
     def drop(self, entries: Iterable[str]) -> int:
         """Forget tasks for good.
 

@@ -38,6 +38,19 @@ class Waits:
         texts = [each.decode() if isinstance(each, bytes) else each for each in found]
         return list(zip(texts[::2], texts[1::2], strict=True))
 
+    def awaited(self, task_ids: Sequence[str]) -> dict[str, list[str]]:
+        """The results that tasks wait for, of those whose wait is noted.
+
+        Raises:
+            redis.RedisError: Redis is away.
+        """
+        entries = self._client.mget([names.wait_key(task_id) for task_id in task_ids])
+        return {
+            task_id: list(json.loads(entry)["for"])
+            for task_id, entry in zip(task_ids, entries, strict=True)
+            if entry is not None
+        }
+
     def renew(self, task_ids: Iterable[str]) -> list[str]:
         """Have entries hold for longer; returns those that were gone already.
 

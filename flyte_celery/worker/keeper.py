@@ -19,6 +19,7 @@ from ..fleet.needs import Needs
 from ..fleet.offers import offers
 from ..fleet.orders import is_held_back
 from ..fleet.seats import Place, Seats
+from ..fleet.waits import Waits
 
 logger = get_logger("flyte_celery.worker")
 
@@ -86,6 +87,8 @@ class Keeper:
         self.later = Later(client, queue, steps)
         #: What of the queue was passed on.
         self.needs = Needs(client, queue)
+        #: Which tasks wait for which results, where these are kept on the same server.
+        self.waits = Waits(client)
 
     def _new_name(self) -> str:
         # Node names are given again after a restart; claims of an earlier life must not look like this one's.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import redis
@@ -12,6 +14,10 @@ from .groups import broken_devices, devices_of
 from .pool import ReplicaPool
 
 logger = get_logger("flyte_celery.worker")
+
+
+#: Tasks that wait with a device of which is told.
+MOST_WAITS = 100
 
 
 class Offering:
@@ -59,6 +65,7 @@ class Offering:
             **pool.serving.host.as_dict(),
             "held": {replica.number: replica.lease.labels for replica in pool.replicas if replica.lease is not None},
             "broken": broken_devices(pool.groups),
+            "waits": dict(itertools.islice(_waits(pool), MOST_WAITS)),
         }
 
     def withdraw(self) -> None:
@@ -70,3 +77,17 @@ class Offering:
             withdraw(self._client, self._hostname)
         except redis.RedisError as exc:
             logger.debug("%s: the offer of this host runs out by itself: %s", self._pool.serving.name, exc)
+
+
+def _waits(pool: ReplicaPool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The tasks that wait for their children and keep devices, by their ids, for `fleet.starving`."""
+    for replica in pool.replicas:
+        if replica.lease is None:
+            continue
+        wait = {
+            "devices": [f"{each.device_class} {each.id}" for each in replica.lease.accelerators],
+            "serves": None if replica.group.ephemeral else replica.group.need,
+        }
+        for number in replica.suspended:
+            if (job := replica.jobs.get(number)) is not None:
+                yield job.task_id, wait

@@ -40,6 +40,7 @@ from .replicas import Replica, Replicas
 from .run_scope import RunScope, run_of
 from .scaling import Scaling
 from .serving import Serving
+from .starving import Starving
 from .stopping import Stopping
 from .timeouts import Timeouts
 from .wakeup import SignalWakeup
@@ -81,6 +82,7 @@ class ReplicaPool(BasePool):
         self.scaling = Scaling(self.serving, self.group, self.replicas, self.run_scope, self)
         self.beside = Beside(self.serving, self.group, self.replicas, self.scaling)
         self.elsewhere = Elsewhere(self.serving, self.beside, self.replicas, self._withdraw)
+        self.starving = Starving(self.serving, self.group, self._withdraw)
         self._limits = TimeLimits(self.replicas, self.serving.settings.cancel_patience)
         self._timeouts = Timeouts(self.replicas, self._limits, self._withdraw)
         #: Called when demand may have changed; the autoscaler sets it.
@@ -172,13 +174,14 @@ class ReplicaPool(BasePool):
         claim = None if keeper is None else int(args[2]["properties"]["delivery_tag"])
         task = None if (known := self._tasks.get(args[0])) is None else effective(known, args[2])
         fence = self.guard(args[2]["properties"], args[0])
-        group, refusal, need = self.group, None, None
+        group, need = self.group, None
+        refusal: Exception | None = self.starving.error_of(correlation_id)
         try:
             group = self.beside.group_for(task, replica_options(args[2]))
         except CannotProvide as exc:
             refusal = RuntimeSystemError("SecretMissing", str(exc))
         except CannotGive as exc:
-            refusal, need = self.elsewhere.refusal(exc), exc.need
+            refusal, need = refusal or self.elsewhere.refusal(exc), exc.need
         job = Job(
             group=group,
             number=number,

@@ -155,17 +155,21 @@ class AutoscalerStep(bootsteps.StartStopStep):
     def _tick(self) -> None:
         """Once per interval."""
         self._offering.keep_up()
-        keeper = self._worker.pool.serving.keeper
+        pool: ReplicaPool = self._worker.pool
+        keeper = pool.serving.keeper
         if isinstance(self._autoscaler, SharedAutoscaler):
             self._autoscaler.look()
             self._make_way()
             self._send_on(self._autoscaler)
             self._take_beside(self._autoscaler)
+            if (view := self._autoscaler.view) is not None:
+                pool.starving.look(view.all_live)
             self._adjust_prefetch()
         else:
             if keeper is not None:
                 keeper.rests = keeper.is_held_back()
                 keeper.most_claims = 0 if keeper.rests else None
+            pool.starving.look(pool.scaling.live)
             self._soon()
 
     def _make_way(self) -> None:

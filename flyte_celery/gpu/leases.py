@@ -4,9 +4,11 @@
 GPU-5d5b...          byte 0, 1, 2, ...   its shares; a device that is given as a whole is locked as a whole
 GPU-5d5b....broken   the reason, while nobody is to be given the device
 ```
-A lock belongs to an open file (`F_OFD_SETLK`). The worker takes it, hands the file to the process that becomes the
-replica, and closes its own; so the kernel gives the device back when that process, and what it has forked, is gone, and
-not sooner. No clock and no message is part of it, and workers of all environments on the host meet in one directory.
+A lock belongs to an open file (`F_OFD_SETLK`). The worker takes it, hands the file to the launcher and the process
+that becomes the replica, and closes its own; so the kernel gives the device back when that process, and what it has
+forked, is gone, and the launcher has ended what it has started, or is gone itself. What is left then is ended by who
+gets the device next, see `leftovers`. No clock and no message is part of it, and workers of all environments on the
+host meet in one directory.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from pathlib import Path
 
 from ..devices import Device
 from .inventory import Accelerator, fitting, replicas_of
+from .leftovers import Leftovers, variable_of
 from .visibility import variables
 
 #: Where programs of all users keep locks, where they may.
@@ -58,18 +61,23 @@ class Lease:
     """Which share of each, 0 for a device that it has alone."""
 
     files: list[int] = field(default_factory=list)
-    """The open locks; who holds them open has the devices."""
+    """The open locks, one for each device; who holds them open has the devices."""
 
     @property
     def variables(self) -> dict[str, str]:
-        """Environment variables by which the replica sees these devices and no other."""
-        return variables(self.accelerators[0].device_class, self.accelerators)
+        """Environment variables by which the replica sees these devices and no other, while this has their locks."""
+        parts = [share if each.shares > 1 else None for each, share in self._parts]
+        locks = variable_of(zip(self.files, parts, strict=True))
+        return variables(self.accelerators[0].device_class, self.accelerators) | locks
 
     @property
     def labels(self) -> list[str]:
         """For people: each device, with the number of its share."""
-        pairs = zip(self.accelerators, self.shares, strict=True)
-        return [f"{each.label}#{share}" if each.shares > 1 else each.label for each, share in pairs]
+        return [f"{each.label}#{share}" if each.shares > 1 else each.label for each, share in self._parts]
+
+    @property
+    def _parts(self) -> list[tuple[Accelerator, int]]:
+        return list(zip(self.accelerators, self.shares, strict=True))
 
     def close(self) -> None:
         """Let go of the locks here; who was handed them has the devices still."""
@@ -91,6 +99,8 @@ class Leases:
         self.wanted = wanted
         self.accelerators = fitting(wanted, accelerators)
         self._number = int(-(-wanted.quantity // 1))
+        #: Processes that the last `take` has found with a device that nobody has locked, and killed.
+        self.left_behind: dict[str, list[int]] = {}
 
     def take(self, holder: str) -> Lease | None:
         """Devices for one more replica, None when too few are free.
@@ -113,7 +123,8 @@ class Leases:
         return None
 
     def _fill(self, lease: Lease, holder: str) -> None:
-        broken = self.broken()
+        broken, leftovers = self.broken(), Leftovers()
+        self.left_behind = {}
         # The first share of every device, then the second of each: work is spread.
         for share in range(max((each.shares for each in self.accelerators), default=0)):
             for accelerator in self.accelerators:
@@ -121,13 +132,16 @@ class Leases:
                     return
                 if accelerator in lease.accelerators or share >= accelerator.shares or accelerator.id in broken:
                     continue
-                if (file := self._lock(accelerator, share, holder)) is not None:
-                    lease.files.append(file)
-                    lease.accelerators += (accelerator,)
-                    lease.shares += (share,)
-
-    def _lock(self, accelerator: Accelerator, share: int, holder: str) -> int | None:
-        return lock(self._path(accelerator), None if accelerator.shares == 1 else share, holder)
+                part = None if accelerator.shares == 1 else share
+                if (file := lock(self._path(accelerator), part, holder)) is None:
+                    continue
+                if ended := leftovers.end(file, part):  # they are gone when it is asked for again
+                    self.left_behind[accelerator.label] = ended
+                    os.close(file)
+                    continue
+                lease.files.append(file)
+                lease.accelerators += (accelerator,)
+                lease.shares += (share,)
 
     def free(self) -> int:
         """For how many more replicas there are devices."""

@@ -40,6 +40,8 @@ class ReplicaDevices:
         """Devices for a replica. None when too few are free; `obstacle` says who has them."""
         try:
             lease = self._leases.take(f"{self._hostname}, replica {replica}")
+            for device, pids in self._leases.left_behind.items():
+                logger.warning("The device %s was free, but used by what a replica has left: %s", device, _ended(pids))
             self.obstacle = self._why_not() if lease is None else None
         except OSError as exc:
             self.obstacle = _unusable(exc)
@@ -59,6 +61,8 @@ class ReplicaDevices:
     def _why_not(self) -> str:
         words = [f"{device} is held by {holder}" for device, holder in self._leases.holders().items()]
         words += [f"{device} is broken ({why})" for device, why in self.broken().items()]
+        left = self._leases.left_behind
+        words += [f"{device} is used by what a replica has left: {_ended(pids)}" for device, pids in left.items()]
         return f"no free device for another replica: it needs {described(self._leases.wanted)}; {', '.join(words)}"
 
     def broken(self) -> dict[str, str]:
@@ -108,6 +112,10 @@ class ReplicaDevices:
         for lease in leases:
             if lease is not None:
                 self._leases.touch(lease)
+
+
+def _ended(pids: list[int]) -> str:
+    return f"process{'es' if len(pids) > 1 else ''} {', '.join(map(str, pids))}, killed now"
 
 
 def _unusable(exc: OSError) -> str:

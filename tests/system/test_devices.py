@@ -6,6 +6,8 @@ Each project is a host of its own, see `Project.variables`.
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from tests.helpers import processes
 from tests.helpers.projects import Project
 
 APP = """
-    import os, pathlib, signal, time
+    import os, pathlib, signal, subprocess, time
     import flyte_celery as flyte
 
     AT_IMPORT = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -60,6 +62,13 @@ APP = """
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
 
+    def start_an_engine(mark: str) -> str:
+        child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+        pathlib.Path(mark + "-").write_text(f"{child.pid} {os.getpid()} {os.getppid()}")
+        pathlib.Path(mark + "-").rename(mark)
+        hold(mark)
+        return "not reached"
+
     def fail(text: str) -> None:
         raise RuntimeError(text)
 
@@ -68,6 +77,7 @@ APP = """
         env.task(hold)
         env.task(fail)
     vision.task(max_attempts=1)(leave_a_child)
+    vision.task(max_attempts=1)(start_an_engine)
 
     @faulty.on_startup
     def load() -> None:
@@ -186,6 +196,33 @@ class TestDeath:
         found = waiting.get(timeout=30)
         assert found["at_import"] == "0"
         assert not processes.alive(before)
+
+    def test_of_a_program_whose_worker_launcher_and_replica_are_killed(self, host: Project) -> None:
+        """Nobody is left to end it, and its lock is free: who gets the device ends it first."""
+        killed, mark = host.start("vision", "--devices", "L4:1", env=QUICK), host.folder / "mark"
+        result = host.send("vision.start_an_engine", str(mark))
+        host.wait(mark.exists, description="the program")
+        engine, replica, launcher = map(int, mark.read_text().split())
+        for pid in (killed.pid, launcher, replica):
+            os.kill(pid, signal.SIGKILL)
+        host.wait(lambda: not processes.alive(replica), description="the end of its replica")
+        assert processes.alive(engine)
+        other = host.start("other", "--devices", "L4:1", env=QUICK)
+        assert host.call("other.look")["at_import"] == "0"
+        assert not processes.alive(engine)
+        assert f"process {engine}, killed now" in other.log()
+        result.revoke()
+
+    def test_of_a_program_whose_replica_is_killed(self, host: Project) -> None:
+        """The launcher has the lock, too, until it has ended what the replica has started."""
+        worker, mark = host.start("vision", "--devices", "L4:1", env=QUICK), host.folder / "mark"
+        host.send("vision.start_an_engine", str(mark))
+        host.wait(mark.exists, description="the program")
+        engine, replica, _ = map(int, mark.read_text().split())
+        os.kill(replica, signal.SIGKILL)
+        assert host.call("vision.look")["at_import"] == "0"
+        assert not processes.alive(engine)
+        assert "what a replica has left" not in worker.log()
 
 
 class TestBroken:

@@ -156,6 +156,35 @@ class TestProcesses:
         wait_until(lambda: take(leases, taken), description="the device's return")
         wait_until(lambda: not processes.alive(child))
 
+    def test_what_a_replica_has_started_and_left_is_ended_before_the_next_one_has_the_device(
+        self, tmp_path: Path, taken: list[Lease]
+    ) -> None:
+        """It has not the lock, but the variables; what has another share, or another device, is left alone."""
+        shared, whole = host(tmp_path, GPU("T4 shared", 1), "T4:1x3"), host(tmp_path, GPU("T4", 1), "T4:1")
+        left: list[subprocess.Popen[bytes]] = []
+        for _ in range(3):
+            lease = shared.take("it")
+            assert lease is not None
+            left.append(subprocess.Popen(["sleep", "600"], env={**os.environ, **lease.variables}))
+            taken.append(lease)
+        try:
+            taken.pop(1).close()
+            assert take(shared, taken) is None
+            assert shared.left_behind == {"T4 0": [left[1].pid]}
+            assert left[1].wait(timeout=60) == -signal.SIGKILL
+            assert take(shared, taken) == ["T4 0#1"]
+            assert shared.left_behind == {}
+            assert left[0].poll() is left[2].poll() is None
+            while taken:
+                taken.pop().close()
+            assert take(whole, taken) is None
+            assert [each.wait(timeout=60) for each in (left[0], left[2])] == [-signal.SIGKILL] * 2
+            assert take(whole, taken) == ["T4 0"]
+        finally:
+            for each in left:
+                each.kill()
+                each.wait()
+
     def test_many_that_ask_at_once_never_share(self, tmp_path: Path) -> None:
         """Each writes what it got; nobody lets go before all have asked."""
         script = f"""

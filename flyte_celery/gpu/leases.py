@@ -3,6 +3,7 @@
 ```
 GPU-5d5b...          byte 0, 1, 2, ...   its shares; a device that is given as a whole is locked as a whole
 GPU-5d5b....broken   the reason, while nobody is to be given the device
+GPU-5d5b....suspect  the same, until the moment at which the file says that it was written
 ```
 A lock belongs to an open file (`F_OFD_SETLK`). The worker takes it, hands the file to the launcher and the process
 that becomes the replica, and closes its own; so the kernel gives the device back when that process, and what it has
@@ -19,6 +20,7 @@ import os
 import re
 import stat
 import struct
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,22 +173,36 @@ class Leases:
 
     # -- Broken devices ----------------------------------------------------------------------------------------------
 
-    def condemn(self, accelerator: Accelerator, why: str) -> Path:
+    def condemn(self, accelerator: Accelerator, why: str, seconds: float | None = None) -> Path:
         """Give the device to nobody on this host until the file that is returned is removed.
+
+        Args:
+            accelerator: The device.
+            why: For people.
+            seconds: Give it to somebody again after that, to see whether it works; None: never.
 
         Raises:
             OSError: The note cannot be written; the device stays in use.
         """
-        path = self._path(accelerator, "broken")
+        path = self._path(accelerator, "broken" if seconds is None else "suspect")
         with os.fdopen(_opened(path), "w") as file:
             file.truncate(0)
             file.write(why)
+            file.flush()
+            if seconds is not None:
+                until = time.time() + seconds
+                os.utime(file.fileno(), (until, until))
         return path
 
     def broken(self) -> dict[str, str]:
         """The devices that nobody is given, with the reason, by their ids."""
         found: dict[str, str] = {}
         for accelerator in self.accelerators:
+            with contextlib.suppress(OSError):
+                path = self._path(accelerator, "suspect")
+                if (until := path.stat().st_mtime) > time.time():
+                    tried = time.strftime("%H:%M:%S", time.localtime(until))
+                    found[accelerator.id] = f"{path.read_text()}; it is tried again at {tried}"
             with contextlib.suppress(OSError):
                 found[accelerator.id] = self._path(accelerator, "broken").read_text()
         return found

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -273,4 +274,17 @@ class TestBroken:
         assert take(other, taken) == ["L4 1"]
         assert take(other, taken) is None
         note.unlink()
+        assert take(other, taken) == ["L4 0"]
+
+    def test_one_that_is_suspected_comes_back_by_itself(self, tmp_path: Path, taken: list[Lease]) -> None:
+        """Until then it is like the others, and what a driver says comes first."""
+        one, other = (host(tmp_path, GPU("L4", 1), "L4:1") for _ in range(2))
+        note = one.condemn(one.accelerators[0], "GPU is lost", 600)
+        assert other.broken()["0"].startswith("GPU is lost; it is tried again at ")
+        assert (other.free(), take(other, taken)) == (0, None)
+        sure = one.condemn(one.accelerators[0], "XID 79")
+        assert other.broken() == {"0": "XID 79"}
+        sure.unlink()
+        os.utime(note, (past := time.time() - 1, past))
+        assert other.broken() == {}
         assert take(other, taken) == ["L4 0"]

@@ -4,6 +4,7 @@
 GPU-5d5b...          byte 0, 1, 2, ...   its shares; a device that is given as a whole is locked as a whole
 GPU-5d5b....broken   the reason, while nobody is to be given the device
 GPU-5d5b....suspect  the same, until the moment at which the file says that it was written
+several              held while somebody takes more than one: two that each have the half get none
 ```
 A lock belongs to an open file (`F_OFD_SETLK`). The worker takes it, hands the file to the launcher and the process
 that becomes the replica, and closes its own; so the kernel gives the device back when that process, and what it has
@@ -39,6 +40,9 @@ _FLOCK = "hhqqi"
 
 #: Bytes of a lock's file in which its holder is named, for each share.
 _WIDTH = 256
+
+#: The lock of who takes several devices.
+_SEVERAL = "several"
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
@@ -105,7 +109,7 @@ class Leases:
         self.left_behind: dict[str, list[int]] = {}
 
     def take(self, holder: str) -> Lease | None:
-        """Devices for one more replica, None when too few are free.
+        """Devices for one more replica, None when too few are free, or somebody else is just taking several.
 
         Args:
             holder: What others are told of who has them.
@@ -114,11 +118,17 @@ class Leases:
             OSError: The locks cannot be used.
         """
         lease = Lease((), ())
+        turn = None
+        if self._number > 1 and (turn := lock(self.directory / _SEVERAL, None, holder)) is None:
+            return None
         try:
             self._fill(lease, holder)
         except BaseException:
             lease.close()
             raise
+        finally:
+            if turn is not None:
+                os.close(turn)
         if len(lease.accelerators) == self._number:
             return lease
         lease.close()

@@ -70,7 +70,8 @@ class ReplicaDevices:
         words += [f"{device} is broken ({why})" for device, why in self.broken().items()]
         left = self._leases.left_behind
         words += [f"{device} is used by what a replica has left: {_ended(pids)}" for device, pids in left.items()]
-        return f"no free device for another replica: it needs {described(self._leases.wanted)}; {', '.join(words)}"
+        held = ", ".join(words) or "others are just taking theirs"
+        return f"no free device for another replica: it needs {described(self._leases.wanted)}; {held}"
 
     def broken(self) -> dict[str, str]:
         """The devices that nobody is given, with the reason, for people."""

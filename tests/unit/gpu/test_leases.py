@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -64,6 +67,26 @@ class TestWhole:
         assert take(pair, taken) == ["L4 0", "L4 1"]
         assert take(pair, taken) is None
         assert take(single, taken) == ["L4 2"]
+
+    def test_of_two_that_ask_at_once_for_all_there_is_one_gets_it(
+        self, tmp_path: Path, taken: list[Lease], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Though each begins where the other ends, and both have taken one before either takes another."""
+        one, other = (host(tmp_path, GPU("L4", 2), "L4:2") for _ in range(2))
+        other.accelerators = tuple(reversed(other.accelerators))
+        real, both = module.lock, threading.Barrier(2)
+
+        def lock_together(path: Path, part: int | None, holder: str) -> int | None:
+            file = real(path, part, holder)
+            if path.name.startswith("GPU"):
+                with contextlib.suppress(threading.BrokenBarrierError):
+                    both.wait(timeout=1)
+            return file
+
+        monkeypatch.setattr(module, "lock", lock_together)
+        with ThreadPoolExecutor(2) as pool:
+            given = list(pool.map(lambda leases: take(leases, taken), (one, other)))
+        assert sorted(len(labels or ()) for labels in given) == [0, 2]
 
     def test_holders_are_named(self, tmp_path: Path, taken: list[Lease]) -> None:
         """To ask takes nothing."""

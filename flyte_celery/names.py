@@ -41,6 +41,9 @@ RUN_CACHE_HEADER = "flyte_celery_run_cache"
 #: Environment variable of a replica's process: its number within its worker.
 REPLICA_VARIABLE = "FLYTE_CELERY_REPLICA"
 
+#: Environment variable of a replica's process that has devices: their locks, see `gpu.leftovers`.
+REPLICA_DEVICES_VARIABLE = "FLYTE_CELERY_REPLICA_DEVICES"
+
 #: kombu's defaults for its Redis transport options `priority_steps` and `sep` (kombu 5.7).
 PRIORITY_STEPS = (0, 3, 6, 9)
 PRIORITY_SEPARATOR = "\x06\x16"

@@ -5,13 +5,13 @@ An order holds until it is taken back, also for workers that start later; only `
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
 import redis
 
 from .. import names
+from .scripts import script
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def resume(client: redis.Redis, queue: str) -> bool:
 
 def drain_host(client: redis.Redis, host: str) -> None:
     """The same as `drain` for every environment on a host."""
-    client.hset(names.drained_hosts_key(), host, int(time.time()))
+    client.hset(names.drained_hosts_key(), host, "1")
 
 
 def resume_host(client: redis.Redis, host: str) -> bool:
@@ -91,7 +91,7 @@ def resume_host(client: redis.Redis, host: str) -> bool:
 
 def prewarm(client: redis.Redis, queue: str, replicas: int) -> None:
     """Have so many replicas now, as if work for them had been seen: they go as they would after that work."""
-    client.hset(names.orders_key(queue), mapping={"prewarm": replicas, "prewarm_id": int(time.time() * 1000)})
+    script("prewarm").run(client, [names.orders_key(queue)], [replicas])
 
 
 def is_held_back(client: redis.Redis, queue: str, host: str) -> bool:

@@ -3,10 +3,14 @@
 ```
 GPU-5d5b...          byte 0, 1, 2, ...   its shares; a device that is given as a whole is locked as a whole
 GPU-5d5b....broken   the reason, while nobody is to be given the device
+GPU-5d5b....suspect  the same, until the moment at which the file says that it was written
+several              held while somebody takes more than one: two that each have the half get none
 ```
-A lock belongs to an open file (`F_OFD_SETLK`). The worker takes it, hands the file to the process that becomes the
-replica, and closes its own; so the kernel gives the device back when that process, and what it has forked, is gone, and
-not sooner. No clock and no message is part of it, and workers of all environments on the host meet in one directory.
+A lock belongs to an open file (`F_OFD_SETLK`). The worker takes it, hands the file to the launcher and the process
+that becomes the replica, and closes its own; so the kernel gives the device back when that process, and what it has
+forked, is gone, and the launcher has ended what it has started, or is gone itself. What is left then is ended by who
+gets the device next, see `leftovers`. No clock and no message is part of it, and workers of all environments on the
+host meet in one directory.
 """
 
 from __future__ import annotations
@@ -17,12 +21,14 @@ import os
 import re
 import stat
 import struct
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..devices import Device
 from .inventory import Accelerator, fitting, replicas_of
+from .leftovers import Leftovers, variable_of
 from .visibility import variables
 
 #: Where programs of all users keep locks, where they may.
@@ -34,6 +40,9 @@ _FLOCK = "hhqqi"
 
 #: Bytes of a lock's file in which its holder is named, for each share.
 _WIDTH = 256
+
+#: The lock of who takes several devices.
+_SEVERAL = "several"
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
@@ -58,18 +67,23 @@ class Lease:
     """Which share of each, 0 for a device that it has alone."""
 
     files: list[int] = field(default_factory=list)
-    """The open locks; who holds them open has the devices."""
+    """The open locks, one for each device; who holds them open has the devices."""
 
     @property
     def variables(self) -> dict[str, str]:
-        """Environment variables by which the replica sees these devices and no other."""
-        return variables(self.accelerators[0].device_class, self.accelerators)
+        """Environment variables by which the replica sees these devices and no other, while this has their locks."""
+        parts = [share if each.shares > 1 else None for each, share in self._parts]
+        locks = variable_of(zip(self.files, parts, strict=True))
+        return variables(self.accelerators[0].device_class, self.accelerators) | locks
 
     @property
     def labels(self) -> list[str]:
         """For people: each device, with the number of its share."""
-        pairs = zip(self.accelerators, self.shares, strict=True)
-        return [f"{each.label}#{share}" if each.shares > 1 else each.label for each, share in pairs]
+        return [f"{each.label}#{share}" if each.shares > 1 else each.label for each, share in self._parts]
+
+    @property
+    def _parts(self) -> list[tuple[Accelerator, int]]:
+        return list(zip(self.accelerators, self.shares, strict=True))
 
     def close(self) -> None:
         """Let go of the locks here; who was handed them has the devices still."""
@@ -91,9 +105,11 @@ class Leases:
         self.wanted = wanted
         self.accelerators = fitting(wanted, accelerators)
         self._number = int(-(-wanted.quantity // 1))
+        #: Processes that the last `take` has found with a device that nobody has locked, and killed.
+        self.left_behind: dict[str, list[int]] = {}
 
     def take(self, holder: str) -> Lease | None:
-        """Devices for one more replica, None when too few are free.
+        """Devices for one more replica, None when too few are free, or somebody else is just taking several.
 
         Args:
             holder: What others are told of who has them.
@@ -102,18 +118,25 @@ class Leases:
             OSError: The locks cannot be used.
         """
         lease = Lease((), ())
+        turn = None
+        if self._number > 1 and (turn := lock(self.directory / _SEVERAL, None, holder)) is None:
+            return None
         try:
             self._fill(lease, holder)
         except BaseException:
             lease.close()
             raise
+        finally:
+            if turn is not None:
+                os.close(turn)
         if len(lease.accelerators) == self._number:
             return lease
         lease.close()
         return None
 
     def _fill(self, lease: Lease, holder: str) -> None:
-        broken = self.broken()
+        broken, leftovers = self.broken(), Leftovers()
+        self.left_behind = {}
         # The first share of every device, then the second of each: work is spread.
         for share in range(max((each.shares for each in self.accelerators), default=0)):
             for accelerator in self.accelerators:
@@ -121,13 +144,16 @@ class Leases:
                     return
                 if accelerator in lease.accelerators or share >= accelerator.shares or accelerator.id in broken:
                     continue
-                if (file := self._lock(accelerator, share, holder)) is not None:
-                    lease.files.append(file)
-                    lease.accelerators += (accelerator,)
-                    lease.shares += (share,)
-
-    def _lock(self, accelerator: Accelerator, share: int, holder: str) -> int | None:
-        return lock(self._path(accelerator), None if accelerator.shares == 1 else share, holder)
+                part = None if accelerator.shares == 1 else share
+                if (file := lock(self._path(accelerator), part, holder)) is None:
+                    continue
+                if ended := leftovers.end(file, part):  # they are gone when it is asked for again
+                    self.left_behind[accelerator.label] = ended
+                    os.close(file)
+                    continue
+                lease.files.append(file)
+                lease.accelerators += (accelerator,)
+                lease.shares += (share,)
 
     def free(self) -> int:
         """For how many more replicas there are devices."""
@@ -157,22 +183,36 @@ class Leases:
 
     # -- Broken devices ----------------------------------------------------------------------------------------------
 
-    def condemn(self, accelerator: Accelerator, why: str) -> Path:
+    def condemn(self, accelerator: Accelerator, why: str, seconds: float | None = None) -> Path:
         """Give the device to nobody on this host until the file that is returned is removed.
+
+        Args:
+            accelerator: The device.
+            why: For people.
+            seconds: Give it to somebody again after that, to see whether it works; None: never.
 
         Raises:
             OSError: The note cannot be written; the device stays in use.
         """
-        path = self._path(accelerator, "broken")
+        path = self._path(accelerator, "broken" if seconds is None else "suspect")
         with os.fdopen(_opened(path), "w") as file:
             file.truncate(0)
             file.write(why)
+            file.flush()
+            if seconds is not None:
+                until = time.time() + seconds
+                os.utime(file.fileno(), (until, until))
         return path
 
     def broken(self) -> dict[str, str]:
         """The devices that nobody is given, with the reason, by their ids."""
         found: dict[str, str] = {}
         for accelerator in self.accelerators:
+            with contextlib.suppress(OSError):
+                path = self._path(accelerator, "suspect")
+                if (until := path.stat().st_mtime) > time.time():
+                    tried = time.strftime("%H:%M:%S", time.localtime(until))
+                    found[accelerator.id] = f"{path.read_text()}; it is tried again at {tried}"
             with contextlib.suppress(OSError):
                 found[accelerator.id] = self._path(accelerator, "broken").read_text()
         return found

@@ -66,6 +66,8 @@ class Launcher:
         self.cpus = Cpus()
         self.groups: Groups | None = None
         self.group_of: dict[int, Group] = {}
+        #: Open files of each replica: what it has locked is not free before all that it has started is ended.
+        self.files_of: dict[int, list[int]] = {}
         self.kernel_kills = KernelKills()
         self.app: Any = None
         self.plan: ReplicaPlan
@@ -172,11 +174,13 @@ class Launcher:
             if group is not None:
                 group.remove()
             self._tell(Ended(start.number, exc.errno or 1, 0))
+            for each in files:
+                os.close(each)
             return
         finally:
-            for each in (fd, *files):
-                os.close(each)
+            os.close(fd)
         self.children[pid] = start.number
+        self.files_of[start.number] = files
         with contextlib.suppress(OSError):  # it does so itself as well, whoever comes first
             os.setpgid(pid, pid)
         self.family.born(start.number, pid)
@@ -195,7 +199,7 @@ class Launcher:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self.sock.close()
-            for other in self.fds:
+            for other in (*self.fds, *(file for files in self.files_of.values() for file in files)):
                 os.close(other)
             os.environ.update({name: value for name, value in start.environ.items() if value is not None})
             enter(*begin)
@@ -231,6 +235,8 @@ class Launcher:
             number = self.children.pop(pid, None)
             if number is not None:  # while it is a zombie its id is nobody else's
                 self.family.end(number, pid)
+                for each in self.files_of.pop(number, ()):
+                    os.close(each)
             _, status, resources = os.wait4(pid, 0)
             if number is not None:
                 self._ended(number, pid, os.waitstatus_to_exitcode(status), resources.ru_maxrss * 1024)

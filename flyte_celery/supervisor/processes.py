@@ -108,8 +108,8 @@ LauncherEvent = Enforces | Preloaded | PreloadFailed | Forked | Ended | Broke | 
 class Start:
     """Command to the launcher: start replica `number` on the socket that travels with this message.
 
-    Behind the socket travel `files` more open files, which are the replica's for as long as it lives: what it holds
-    locked is free when it is gone.
+    Behind the socket travel `files` more open files, which are the replica's for as long as it lives, and the
+    launcher's until it has ended what the replica has started: what they hold locked is free then.
     """
 
     number: int

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import pickle
 from collections.abc import Iterable
 from typing import Any
 
+from billiard.einfo import ExceptionWithTraceback
 from celery.utils.log import get_logger
 
 from ..gpu import nvml
-from ..gpu.health import device_failure
+from ..gpu.health import device_failure, may_tell_of_devices
 from ..gpu.inventory import Accelerator, described
 from ..gpu.leases import Lease, Leases
 from ..replica import wire
 
 logger = get_logger("flyte_celery.worker")
+
+#: Seconds for which a device is given to nobody because of what a replica's error says. Who sends texts that are quoted
+#: in errors may be behind it, and a device that is broken says so again.
+SUSPECTED_FOR = 600.0
 
 
 class ReplicaDevices:
@@ -40,6 +47,8 @@ class ReplicaDevices:
         """Devices for a replica. None when too few are free; `obstacle` says who has them."""
         try:
             lease = self._leases.take(f"{self._hostname}, replica {replica}")
+            for device, pids in self._leases.left_behind.items():
+                logger.warning("The device %s was free, but used by what a replica has left: %s", device, _ended(pids))
             self.obstacle = self._why_not() if lease is None else None
         except OSError as exc:
             self.obstacle = _unusable(exc)
@@ -59,7 +68,10 @@ class ReplicaDevices:
     def _why_not(self) -> str:
         words = [f"{device} is held by {holder}" for device, holder in self._leases.holders().items()]
         words += [f"{device} is broken ({why})" for device, why in self.broken().items()]
-        return f"no free device for another replica: it needs {described(self._leases.wanted)}; {', '.join(words)}"
+        left = self._leases.left_behind
+        words += [f"{device} is used by what a replica has left: {_ended(pids)}" for device, pids in left.items()]
+        held = ", ".join(words) or "others are just taking theirs"
+        return f"no free device for another replica: it needs {described(self._leases.wanted)}; {held}"
 
     def broken(self) -> dict[str, str]:
         """The devices that nobody is given, with the reason, for people."""
@@ -72,9 +84,14 @@ class ReplicaDevices:
         return any(each.id in reasons for each in lease.accelerators)
 
     def blame(self, lease: Lease, error: str) -> None:
-        """Take the devices of a replica out of use when this error of its says that one of them is broken."""
+        """Take the devices of a replica out of use for a while when this error of its says that one of them is broken.
+
+        Args:
+            lease: The devices.
+            error: Type and message of the error.
+        """
         if (why := device_failure(error)) is not None:
-            self._condemn(lease.accelerators, why)
+            self._condemn(lease.accelerators, why, SUSPECTED_FOR)
 
     def watch(self) -> None:
         """Take devices out of use that their driver has reported since the last call."""
@@ -86,20 +103,21 @@ class ReplicaDevices:
                 if accelerator.id in broken:
                     self._condemn([accelerator], broken[accelerator.id])
 
-    def _condemn(self, accelerators: Iterable[Accelerator], why: str) -> None:
+    def _condemn(self, accelerators: Iterable[Accelerator], why: str, seconds: float | None = None) -> None:
         known = self._leases.broken()
         for accelerator in accelerators:
             if accelerator.id in known:
                 continue
             try:
-                note = self._leases.condemn(accelerator, why)
+                note = self._leases.condemn(accelerator, why, seconds)
             except OSError as exc:
                 logger.error("The device %s is broken (%s) and stays in use: %s", accelerator.label, why, exc)
                 continue
             logger.error(
-                "The device %s is broken (%s): no replica on this host is given it until %s is removed.",
+                "The device %s is broken (%s): no replica on this host is given it %suntil %s is removed.",
                 accelerator.label,
                 why,
+                "" if seconds is None else f"for {seconds:.0f} s, or ",
                 note,
             )
 
@@ -110,16 +128,27 @@ class ReplicaDevices:
                 self._leases.touch(lease)
 
 
+def _ended(pids: list[int]) -> str:
+    return f"process{'es' if len(pids) > 1 else ''} {', '.join(map(str, pids))}, killed now"
+
+
 def _unusable(exc: OSError) -> str:
     return f"the devices of this host cannot be locked: {exc}; FLYTE_CELERY_DEVICE_LOCKS names the place"
 
 
 def failure_text(outcome: tuple[Any, ...]) -> str:
-    """What a failed task's outcome says, for `ReplicaDevices.blame`; empty for one that has not failed."""
+    """The exception of a failed task's outcome, for `ReplicaDevices.blame`; empty where it says nothing of devices."""
     match outcome:
         case (wire.OK, failed, bytes() as pickled, _) if failed:
-            return pickled.decode("latin-1")
+            pass
         case (wire.RAISED, bytes() as pickled):
-            return pickled.decode("latin-1")
+            pass
         case _:
             return ""
+    if not may_tell_of_devices(pickled):
+        return ""
+    with contextlib.suppress(Exception):  # what cannot be read is reported with the task's end
+        exc = pickle.loads(pickled).exception
+        exc = exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
+        return f"{type(exc).__name__}: {exc}"
+    return ""

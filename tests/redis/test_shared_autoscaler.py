@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -250,6 +251,22 @@ def test_an_operator_prewarms_once(worker: Worker, server: redis.Redis) -> None:
     worker.tick(30)
     worker.tick(1)
     assert worker.pool.live == 0
+
+
+@pytest.mark.parametrize("shift", [-90, 7200])
+def test_an_operators_clock_is_nobodys_business(
+    worker: Worker, server: redis.Redis, monkeypatch: pytest.MonkeyPatch, shift: int
+) -> None:
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + shift)
+    orders.prewarm(server, ENVIRONMENT, 2)
+    orders.prewarm(server, ENVIRONMENT, 3)
+    monkeypatch.undo()
+    worker.tick()
+    assert worker.pool.live == 3
+    seconds, microseconds = server.time()  # type: ignore[misc]
+    ordered_at = int(server.hget(names.orders_key(ENVIRONMENT), "prewarm_id"))  # type: ignore[arg-type]
+    assert ordered_at <= seconds * 1000 + microseconds / 1000 + 1, "so that it ends a minute later"
 
 
 def test_a_drained_worker_says_why(worker: Worker, server: redis.Redis) -> None:

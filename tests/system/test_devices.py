@@ -20,7 +20,7 @@ from tests.helpers import processes
 from tests.helpers.projects import Project
 
 APP = """
-    import os, pathlib, signal, time
+    import os, pathlib, signal, subprocess, time
     import flyte_celery as flyte
 
     AT_IMPORT = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -64,6 +64,13 @@ APP = """
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
 
+    def start_an_engine(mark: str) -> str:
+        child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+        pathlib.Path(mark + "-").write_text(f"{child.pid} {os.getpid()} {os.getppid()}")
+        pathlib.Path(mark + "-").rename(mark)
+        hold(mark)
+        return "not reached"
+
     def fail(text: str) -> None:
         raise RuntimeError(text)
 
@@ -72,6 +79,7 @@ APP = """
         env.task(hold)
         env.task(fail)
     vision.task(max_attempts=1)(leave_a_child)
+    vision.task(max_attempts=1)(start_an_engine)
 
     @faulty.on_startup
     def load() -> None:
@@ -206,6 +214,33 @@ class TestDeath:
         assert found["at_import"] == "0"
         assert not processes.alive(before)
 
+    def test_of_a_program_whose_worker_launcher_and_replica_are_killed(self, host: Project) -> None:
+        """Nobody is left to end it, and its lock is free: who gets the device ends it first."""
+        killed, mark = host.start("vision", "--devices", "L4:1", env=QUICK), host.folder / "mark"
+        result = host.send("vision.start_an_engine", str(mark))
+        host.wait(mark.exists, description="the program")
+        engine, replica, launcher = map(int, mark.read_text().split())
+        for pid in (killed.pid, launcher, replica):
+            os.kill(pid, signal.SIGKILL)
+        host.wait(lambda: not processes.alive(replica), description="the end of its replica")
+        assert processes.alive(engine)
+        other = host.start("other", "--devices", "L4:1", env=QUICK)
+        assert host.call("other.look")["at_import"] == "0"
+        assert not processes.alive(engine)
+        assert f"process {engine}, killed now" in other.log()
+        result.revoke()
+
+    def test_of_a_program_whose_replica_is_killed(self, host: Project) -> None:
+        """The launcher has the lock, too, until it has ended what the replica has started."""
+        worker, mark = host.start("vision", "--devices", "L4:1", env=QUICK), host.folder / "mark"
+        host.send("vision.start_an_engine", str(mark))
+        host.wait(mark.exists, description="the program")
+        engine, replica, _ = map(int, mark.read_text().split())
+        os.kill(replica, signal.SIGKILL)
+        assert host.call("vision.look")["at_import"] == "0"
+        assert not processes.alive(engine)
+        assert "what a replica has left" not in worker.log()
+
 
 class TestBroken:
     """A device that errors is named and given to nobody."""
@@ -215,15 +250,15 @@ class TestBroken:
         worker = host.start("faulty", "--devices", "L4:2", env={**QUICK, "FLYTE_CELERY_START_BACKOFF": "0.1"})
         host.wait_for_replicas("faulty", 1)
         status = host.status("faulty")
-        assert status["broken"] == {"L4 0": "uncorrectable ECC error"}
+        assert status["broken"]["L4 0"].startswith("uncorrectable ECC error; it is tried again at ")
         assert status["replicas"][0]["devices"] == ["L4 1"]
-        worker.wait_for_log("The device L4 0 is broken (uncorrectable ECC error): no replica on this host is given it")
+        worker.wait_for_log("is broken (uncorrectable ECC error): no replica on this host is given it for 600 s, or ")
         assert "broken    L4 0: uncorrectable ECC error" in host.celery("env", "status", "faulty").stdout
         host.start("vision", "--devices", "L4:2", env=QUICK)
         waiting = host.send("vision.look")
         host.wait(lambda: host.status("vision")["obstacle"], description="an obstacle")
-        assert "L4 0 is broken (uncorrectable ECC error)" in host.status("vision")["obstacle"]
-        (host.folder / "device-locks" / "GPU-0.broken").unlink()
+        assert "L4 0 is broken (uncorrectable ECC error; " in host.status("vision")["obstacle"]
+        (host.folder / "device-locks" / "GPU-0.suspect").unlink()
         assert waiting.get(timeout=30)["at_import"] == "0"
 
     def test_a_task_that_cannot_use_it(self, host: Project) -> None:
@@ -231,11 +266,12 @@ class TestBroken:
         host.start("vision", "--devices", "L4:2", env=QUICK)
         before = host.call("vision.look")["pid"]
         host.send("vision.fail", "CUDA error: device-side assert triggered").get(timeout=30, propagate=False)
+        host.send("vision.fail", "no answer to 'CUDA error: GPU is lost'").get(timeout=30, propagate=False)
         assert host.call("vision.look")["pid"] == before
         host.send("vision.fail", "CUDA error: uncorrectable ECC error").get(timeout=30, propagate=False)
         host.wait(lambda: not processes.alive(before), description="the end of the replica")
         assert host.call("vision.look")["at_import"] == "1"
-        assert host.status("vision")["broken"] == {"L4 0": "uncorrectable ECC error"}
+        assert host.status("vision")["broken"]["L4 0"].startswith("uncorrectable ECC error; it is tried again at ")
 
 
 class TestHosts:

@@ -202,7 +202,7 @@ if now >= awaited then
 end
 
 local orders = redis.call('HMGET', KEYS[8], 'min', 'max', 'paused', 'drained', 'prewarm', 'prewarm_id')
-if orders[6] and now - tonumber(orders[6]) > PREWARM then
+if orders[6] and math.abs(now - tonumber(orders[6])) > PREWARM then
     redis.call('HDEL', KEYS[8], 'prewarm', 'prewarm_id')
     orders[5], orders[6] = nil, nil
 end

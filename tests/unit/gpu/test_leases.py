@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -63,6 +67,26 @@ class TestWhole:
         assert take(pair, taken) == ["L4 0", "L4 1"]
         assert take(pair, taken) is None
         assert take(single, taken) == ["L4 2"]
+
+    def test_of_two_that_ask_at_once_for_all_there_is_one_gets_it(
+        self, tmp_path: Path, taken: list[Lease], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Though each begins where the other ends, and both have taken one before either takes another."""
+        one, other = (host(tmp_path, GPU("L4", 2), "L4:2") for _ in range(2))
+        other.accelerators = tuple(reversed(other.accelerators))
+        real, both = module.lock, threading.Barrier(2)
+
+        def lock_together(path: Path, part: int | None, holder: str) -> int | None:
+            file = real(path, part, holder)
+            if path.name.startswith("GPU"):
+                with contextlib.suppress(threading.BrokenBarrierError):
+                    both.wait(timeout=1)
+            return file
+
+        monkeypatch.setattr(module, "lock", lock_together)
+        with ThreadPoolExecutor(2) as pool:
+            given = list(pool.map(lambda leases: take(leases, taken), (one, other)))
+        assert sorted(len(labels or ()) for labels in given) == [0, 2]
 
     def test_holders_are_named(self, tmp_path: Path, taken: list[Lease]) -> None:
         """To ask takes nothing."""
@@ -156,6 +180,35 @@ class TestProcesses:
         wait_until(lambda: take(leases, taken), description="the device's return")
         wait_until(lambda: not processes.alive(child))
 
+    def test_what_a_replica_has_started_and_left_is_ended_before_the_next_one_has_the_device(
+        self, tmp_path: Path, taken: list[Lease]
+    ) -> None:
+        """It has not the lock, but the variables; what has another share, or another device, is left alone."""
+        shared, whole = host(tmp_path, GPU("T4 shared", 1), "T4:1x3"), host(tmp_path, GPU("T4", 1), "T4:1")
+        left: list[subprocess.Popen[bytes]] = []
+        for _ in range(3):
+            lease = shared.take("it")
+            assert lease is not None
+            left.append(subprocess.Popen(["sleep", "600"], env={**os.environ, **lease.variables}))
+            taken.append(lease)
+        try:
+            taken.pop(1).close()
+            assert take(shared, taken) is None
+            assert shared.left_behind == {"T4 0": [left[1].pid]}
+            assert left[1].wait(timeout=60) == -signal.SIGKILL
+            assert take(shared, taken) == ["T4 0#1"]
+            assert shared.left_behind == {}
+            assert left[0].poll() is left[2].poll() is None
+            while taken:
+                taken.pop().close()
+            assert take(whole, taken) is None
+            assert [each.wait(timeout=60) for each in (left[0], left[2])] == [-signal.SIGKILL] * 2
+            assert take(whole, taken) == ["T4 0"]
+        finally:
+            for each in left:
+                each.kill()
+                each.wait()
+
     def test_many_that_ask_at_once_never_share(self, tmp_path: Path) -> None:
         """Each writes what it got; nobody lets go before all have asked."""
         script = f"""
@@ -244,4 +297,17 @@ class TestBroken:
         assert take(other, taken) == ["L4 1"]
         assert take(other, taken) is None
         note.unlink()
+        assert take(other, taken) == ["L4 0"]
+
+    def test_one_that_is_suspected_comes_back_by_itself(self, tmp_path: Path, taken: list[Lease]) -> None:
+        """Until then it is like the others, and what a driver says comes first."""
+        one, other = (host(tmp_path, GPU("L4", 1), "L4:1") for _ in range(2))
+        note = one.condemn(one.accelerators[0], "GPU is lost", 600)
+        assert other.broken()["0"].startswith("GPU is lost; it is tried again at ")
+        assert (other.free(), take(other, taken)) == (0, None)
+        sure = one.condemn(one.accelerators[0], "XID 79")
+        assert other.broken() == {"0": "XID 79"}
+        sure.unlink()
+        os.utime(note, (past := time.time() - 1, past))
+        assert other.broken() == {}
         assert take(other, taken) == ["L4 0"]

@@ -207,6 +207,9 @@ class Claiming(kombu_redis.Channel):
             self._looked_at = monotonic()
             seconds = later.until_next(until_next)
             self._next_due = float("inf") if seconds is None else self._looked_at + seconds
+        elif isinstance(until_next, ResponseError) and not isinstance(until_next, NoScriptError):
+            self._looked_at, self._next_due = monotonic(), float("inf")
+            logger.error("%s: what is due cannot be moved into the queue: %s", self.keeper.claims.queue, until_next)
         if self._asked is not self.keeper.claims:  # the lease was lost meanwhile, and with it what this reply tells of
             raise Empty
         try:

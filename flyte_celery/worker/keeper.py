@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import redis
 from celery.utils.log import get_logger
 
+from ..clock import always_on
 from ..fleet.claims import MOST_OVERDUE, Claim, Claims, LeaseLostError
 from ..fleet.connection import does_not_run
 from ..fleet.dead import DeadLetters, dead_letter
@@ -61,7 +62,7 @@ class Keeper:
         self.delivering = False
         #: How many claims are tasks waiting for their children, in whose place others may be claimed; the pool sets it.
         self.count_suspended: Callable[[], int] = lambda: 0
-        #: Called with the moment (monotonic seconds) until when nobody else may have this worker's seats.
+        #: Called with the moment (by `clock.always_on`) until when nobody else may have this worker's seats.
         self.on_proof: Callable[[float], Any] = lambda _: None
         #: Until when that is.
         self.safe_until = 0.0
@@ -112,7 +113,7 @@ class Keeper:
 
     def begin(self) -> None:
         """Take the lease; while Redis does not answer the next renewal finds none, and takes one."""
-        sent_at = time.monotonic()
+        sent_at = always_on()
         with contextlib.suppress(redis.RedisError):
             self.claims.take_lease()
             self.proven(sent_at)
@@ -127,9 +128,14 @@ class Keeper:
         """Whether Redis did not answer lately; the next renewal finds out again."""
         return self._away
 
+    @property
+    def is_safe(self) -> bool:
+        """Whether nobody else may have this worker's seats now."""
+        return always_on() < self.safe_until
+
     def proven(self, sent_at: float) -> None:
-        """The lease was renewed by a command that was sent at this moment (monotonic seconds)."""
-        lease, now = self.claims.lease, time.monotonic()
+        """The lease was renewed by a command that was sent at this moment (by `clock.always_on`)."""
+        lease, now = self.claims.lease, always_on()
         self.forfeited = self.forfeited or now > self.safe_until > 0
         until = sent_at + lease - min(MARGIN, lease * MARGIN_SHARE)
         if until - self.safe_until >= lease / 10 or self.safe_until < now:
@@ -141,7 +147,7 @@ class Keeper:
         self._away = True
         self._probe.ask()
         if does_not_run(exc):
-            self.proven(time.monotonic())
+            self.proven(always_on())
 
     def _ask(self, command: Callable[[], T], otherwise: T, trouble: str = "") -> T:
         """Ask Redis.
@@ -170,7 +176,7 @@ class Keeper:
         Returns:
             False when it was lost: every claim is somebody else's now, and this worker has begun a new life.
         """
-        sent_at = time.monotonic()
+        sent_at = always_on()
         try:
             if self._away and not self._probe.answers():
                 return True

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import redis
 
-from ..clock import Clock
+from ..clock import Clock, always_on
 from ..fleet.claims import LeaseLostError
 from ..fleet.seats import Report, Seats, View
 from ..supervisor.lifecycle import StopReason
@@ -53,9 +53,6 @@ class SharingPool(Pool, Protocol):
 class Lease(Protocol):
     """What the driver needs to know of the worker's lease."""
 
-    safe_until: float
-    """Until when (monotonic seconds) nobody else may have this worker's seats."""
-
     forfeited: bool
     """Whether others may have had them since the last look."""
 
@@ -64,8 +61,13 @@ class Lease(Protocol):
         """Whether Redis did not answer lately."""
         ...
 
+    @property
+    def is_safe(self) -> bool:
+        """Whether nobody else may have this worker's seats now."""
+        ...
+
     def proven(self, sent_at: float) -> None:
-        """The lease was renewed by a command of this moment."""
+        """The lease was renewed by a command of this moment (by `clock.always_on`)."""
 
     def refused(self, exc: redis.RedisError) -> None:
         """Redis did not answer."""
@@ -224,7 +226,7 @@ class SharedAutoscaler(Autoscaler):
         if most is not None:  # seats that this worker would take
             revivable = min(own.revivable, most)
             own = replace(own, room=min(own.room, most - revivable), revivable=revivable)
-        sent_at = self._looked_at = self._clock.monotonic()
+        self._looked_at, sent_at = self._clock.monotonic(), always_on()
         try:
             view = self._seats.report(own, self._policy.highest, self._policy.concurrency)
         except LeaseLostError:
@@ -294,7 +296,7 @@ class SharedAutoscaler(Autoscaler):
         live = self._pool.live
         if self._lease.forfeited:
             return  # the share is of a time before others may have had the seats; the next look sees to it
-        if live < self.share and self._clock.monotonic() < self._lease.safe_until:
+        if live < self.share and self._lease.is_safe:
             exist = self._pool.report().exist
             self._pool.start_replicas(self.share - live, max(0, self._allowed - exist))
         elif live > self.share:

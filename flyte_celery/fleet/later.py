@@ -138,8 +138,14 @@ def move_all_due(client: redis.Redis) -> None:
     """Put what is due into its queue, of every queue of this server.
 
     Raises:
-        redis.RedisError: Redis does not answer, or refuses.
+        redis.RedisError: Redis does not answer, or refuses. What it refuses for one queue holds up no other.
     """
     queues: Any = client.zrangebyscore(names.later_queues_key(), "-inf", time.time() * 1000)
+    refused: dict[str, redis.ResponseError] = {}
     for queue in [each.decode() for each in queues]:
-        Later(client, queue, priority_steps(client, queue)).move_due()
+        try:
+            Later(client, queue, priority_steps(client, queue)).move_due()
+        except redis.ResponseError as exc:
+            refused[queue] = exc
+    if refused:
+        raise redis.ResponseError("; ".join(f"{queue}: {exc}" for queue, exc in refused.items()))

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import redaction
+from ..clock import always_on
 from ..names import REPLICA_VARIABLE
 from ..supervisor import usage
 from ..supervisor.cgroup import Group, Groups, delegated
@@ -42,6 +43,9 @@ _MAX_FDS = 64
 
 #: Seconds between two attempts to end what should have ended.
 _BETWEEN_KILLS = 0.02
+
+#: Seconds between two looks at the clock while there are replicas: a wait stands still while the machine is suspended.
+_LONGEST_WAIT = 1.0
 
 #: How replicas are kept to their limits: by groups of the kernel's or not.
 _HOW = {
@@ -71,7 +75,7 @@ class Launcher:
         self.kernel_kills = KernelKills()
         self.app: Any = None
         self.plan: ReplicaPlan
-        #: When (monotonic seconds) every replica has to go because others may run in its place.
+        #: When (by `clock.always_on`) every replica has to go because others may run in its place.
         self.keep_until = float("inf")
 
     def run(self) -> int:
@@ -91,7 +95,7 @@ class Launcher:
                 while commands:
                     self._obey(commands.popleft())
                 ready = selector.select(self._wait(time.monotonic()))
-                if time.monotonic() >= self.keep_until and not any(key.fileobj is self.sock for key, _ in ready):
+                if always_on() >= self.keep_until and not any(key.fileobj is self.sock for key, _ in ready):
                     self._kill_all()  # the worker may be stopped, and others may run replicas in place of these
                 for key, _ in ready:
                     if key.fileobj is wakeup:
@@ -115,7 +119,7 @@ class Launcher:
         look = self.watchdog.wait(now)
         if not self.children or self.keep_until == float("inf"):
             return look
-        left = max(_BETWEEN_KILLS, self.keep_until - now)
+        left = min(_LONGEST_WAIT, max(_BETWEEN_KILLS, self.keep_until - always_on()))
         return left if look is None else min(look, left)
 
     def _watch(self, now: float) -> None:

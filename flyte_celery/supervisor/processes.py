@@ -130,7 +130,7 @@ class KeepUntil:
     What ends them is a clock, not the worker: the worker may be stopped.
     """
 
-    #: Monotonic seconds, which all processes of a machine count alike.
+    #: By `clock.always_on`, which all processes of a machine count alike, also while it is suspended.
     moment: float
 
 
@@ -190,7 +190,7 @@ class Launcher:
         return Line(ours)
 
     def keep_until(self, moment: float) -> None:
-        """Have every replica ended at a moment (monotonic seconds) unless this is called again."""
+        """Have every replica ended at a moment (by `clock.always_on`) unless this is called again."""
         with contextlib.suppress(OSError):
             self.line.sock.sendall(encode(KeepUntil(moment)))
 

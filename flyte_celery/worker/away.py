@@ -27,7 +27,10 @@ LOOK_EVERY = 1.0
 def stay_alive(pool: ReplicaPool, keeper: Keeper) -> None:
     """Turn the event loop until Redis answers, or the worker is told to stop."""
     hub = pool.replicas.hub
-    if hub is None or keeper.answers():
+    if hub is None or _told_to_stop():
+        return
+    pool.renew()
+    if not keeper.away:
         return
     logger.warning(
         "%s: Redis does not answer. Replicas and running tasks stay; what they finish is stored when it is back.",
@@ -45,7 +48,8 @@ def stay_alive(pool: ReplicaPool, keeper: Keeper) -> None:
                 next(loop)
             if _told_to_stop():
                 return
-            if keeper.answers():
+            pool.renew()
+            if not keeper.away:
                 break
     finally:
         for timer in timers:

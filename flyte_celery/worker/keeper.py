@@ -6,11 +6,12 @@ import contextlib
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
 from celery.utils.log import get_logger
 
+from ..clock import always_on
 from ..fleet.claims import MOST_OVERDUE, Claim, Claims, LeaseLostError
 from ..fleet.connection import does_not_run
 from ..fleet.dead import DeadLetters, dead_letter
@@ -18,10 +19,14 @@ from ..fleet.later import Later, move_all_due
 from ..fleet.needs import Needs
 from ..fleet.offers import offers
 from ..fleet.orders import is_held_back
+from ..fleet.reaper import Report
 from ..fleet.seats import Place, Seats
 from ..fleet.waits import Waits
+from .probe import Probe
 
 logger = get_logger("flyte_celery.worker")
+
+T = TypeVar("T")
 
 #: Seconds between two looks for tasks that have waited in the queue for longer than they may.
 OVERDUE_INTERVAL = 1.0
@@ -58,7 +63,7 @@ class Keeper:
         self.delivering = False
         #: How many claims are tasks waiting for their children, in whose place others may be claimed; the pool sets it.
         self.count_suspended: Callable[[], int] = lambda: 0
-        #: Called with the moment (monotonic seconds) until when nobody else may have this worker's seats.
+        #: Called with the moment (by `clock.always_on`) until when nobody else may have this worker's seats.
         self.on_proof: Callable[[float], Any] = lambda _: None
         #: Until when that is.
         self.safe_until = 0.0
@@ -76,6 +81,7 @@ class Keeper:
         self._flush_asked = False
         #: Redis did not answer lately: what is noted waits for the next renewal, and nobody waits for a time-out.
         self._away = False
+        self._probe = Probe(client)
         #: Claims that are to go back with the next renewal: Redis did not take them, or did not answer lately.
         self._owed: dict[int, None] = {}
         #: When it will look for overdue messages by itself, in monotonic seconds; never, where that was long ago.
@@ -101,7 +107,7 @@ class Keeper:
 
     def begin(self) -> None:
         """Take the lease; while Redis does not answer the next renewal finds none, and takes one."""
-        sent_at = time.monotonic()
+        sent_at = always_on()
         with contextlib.suppress(redis.RedisError):
             self.claims.take_lease()
             self.proven(sent_at)
@@ -119,42 +125,69 @@ class Keeper:
     @property
     def in_doubt(self) -> bool:
         """Whether replicas may be gone and it does not know yet: it was away for so long that they were ended."""
-        return (self.forfeited and self.seats is not None) or time.monotonic() > self.safe_until > 0
+        return (self.forfeited and self.seats is not None) or always_on() > self.safe_until > 0
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether nobody else may have this worker's seats now."""
+        return always_on() < self.safe_until
 
     def proven(self, sent_at: float) -> None:
-        """The lease was renewed by a command that was sent at this moment (monotonic seconds)."""
-        lease, now = self.claims.lease, time.monotonic()
+        """The lease was renewed by a command that was sent at this moment (by `clock.always_on`)."""
+        lease, now = self.claims.lease, always_on()
         self.forfeited = self.forfeited or now > self.safe_until > 0
         until = sent_at + lease - min(MARGIN, lease * MARGIN_SHARE)
         if until - self.safe_until >= lease / 10 or self.safe_until < now:
             self.safe_until = until
             self.on_proof(until)
 
-    def _did_not_answer(self, exc: redis.RedisError) -> None:
-        """A command failed: where Redis is away, the next ones need not wait for its time-out each."""
-        self._away = self._away or isinstance(exc, redis.ConnectionError | redis.TimeoutError)
-
     def refused(self, exc: redis.RedisError) -> None:
         """Redis did not answer. Where its port says that it does not run, nobody else has this worker's seats."""
         self._away = True
+        self._probe.ask()
         if does_not_run(exc):
-            self.proven(time.monotonic())
+            self.proven(always_on())
+
+    def _ask(self, command: Callable[[], T], otherwise: T, trouble: str = "") -> T:
+        """Ask Redis.
+
+        Args:
+            command: What to ask. It is left out while Redis is away: nobody waits for one time-out after the other.
+            otherwise: What to return then, and when Redis refuses.
+            trouble: What to log when it refuses, with the reason; nothing where it is empty.
+        """
+        if self._away:
+            return otherwise
+        try:
+            return command()
+        except LeaseLostError:
+            self.lease_lost()
+        except redis.RedisError as exc:
+            if isinstance(exc, redis.ConnectionError | redis.TimeoutError):
+                self.refused(exc)
+            if trouble:
+                logger.warning("%s: %s", trouble, exc)
+        return otherwise
 
     def renew(self) -> bool:
-        """Renew the lease.
+        """Renew the lease. While Redis is away this takes no time: a thread finds out when it is back.
 
         Returns:
             False when it was lost: every claim is somebody else's now, and this worker has begun a new life.
         """
-        sent_at = time.monotonic()
+        sent_at = always_on()
         try:
+            if self._away and not self._probe.answers():
+                return True
             self.claims.renew_lease()
         except redis.RedisError as exc:
-            logger.warning("The lease could not be renewed: %s", exc)
+            if not self._away:
+                logger.warning("The lease could not be renewed: %s", exc)
             self.refused(exc)
             return True
         except LeaseLostError as exc:
             logger.error("%s Its tasks are run by others; what still runs here is ended.", exc)
+            self._away = False
             self.claims = self.claims.reborn(self._new_name())
             self._owed.clear()
             self._letters.clear()
@@ -169,44 +202,27 @@ class Keeper:
         return True
 
     def _reclaim(self, everything: bool = False) -> None:
-        try:
-            if count := self.claims.reclaim(everything):
-                logger.warning("%d claim(s) that a lost connection has not told of are back in the queue.", count)
-        except redis.RedisError as exc:
-            logger.warning("Claims cannot be looked through now: %s", exc)
+        count = self._ask(lambda: self.claims.reclaim(everything), 0, "Claims cannot be looked through now")
+        if count:
+            logger.warning("%d claim(s) that a lost connection has not told of are back in the queue.", count)
 
     def dead_letters(self) -> int | None:
         """How many tasks of the environment were given up; None while Redis does not answer."""
-        try:
-            return DeadLetters(self._client, self.claims.queue).count()
-        except redis.RedisError:
-            return None
+        return self._ask(DeadLetters(self._client, self.claims.queue).count, None)
 
     def future_work(self) -> tuple[int, float | None] | None:
         """How many messages of the queue wait for their time, and when the next is due, in seconds since the epoch.
 
         None while Redis does not answer.
         """
-        try:
-            return self.later.count(), self.later.next_due()
-        except redis.RedisError:
-            return None
+        return self._ask(lambda: (self.later.count(), self.later.next_due()), None)
 
     def bring_forward(self, task_ids: Iterable[str]) -> None:
         """Let tasks be taken that wait for their time or a host: they were revoked, and their callers are to know."""
         wanted = list(task_ids)
-        try:
-            self.later.bring_forward(wanted)
-            self.needs.end(wanted)
-        except redis.RedisError as exc:
-            logger.warning("Revoked tasks cannot be looked for, they end when they are due or taken: %s", exc)
-
-    def answers(self) -> bool:
-        """Whether Redis answers."""
-        try:
-            return bool(self._client.ping())
-        except redis.RedisError:
-            return False
+        trouble = "Revoked tasks cannot be looked for, they end when they are due or taken"
+        self._ask(lambda: self.later.bring_forward(wanted), 0, trouble)
+        self._ask(lambda: self.needs.end(wanted), None, trouble)
 
     def order(self, order: Callable[[redis.Redis, str], object]) -> None:
         """Write down what an operator orders of the environment.
@@ -218,24 +234,22 @@ class Keeper:
 
     def is_held_back(self) -> bool:
         """Whether an operator wants this worker to take nothing; what was last known while Redis does not answer."""
-        if not self._away:
-            try:
-                self._held_back = is_held_back(self._client, self.claims.queue, self.hostname.partition("@")[2])
-            except redis.RedisError as exc:
-                self.refused(exc)
+        host = self.hostname.partition("@")[2]
+        self._held_back = self._ask(lambda: is_held_back(self._client, self.claims.queue, host), self._held_back)
         return self._held_back
 
     def reap(self) -> None:
-        """Hand back the claims of workers that are dead, and what is due of future work, of any environment."""
+        """Hand back the claims of workers that are dead, and what is due of future work, of any environment.
+
+        Called once per second; while Redis is away it finds out instead whether it is back.
+        """
         if self._away:
+            self.on_lease_lost()
             return
-        try:
-            for report in self.claims.reap():
-                logger.warning("%s", report)
-            move_all_due(self._client)
-        except redis.RedisError as exc:
-            self._did_not_answer(exc)
-            logger.warning("Dead workers and due work cannot be looked for: %s", exc)
+        nobody: list[Report] = []
+        for report in self._ask(self.claims.reap, nobody, "Dead workers cannot be looked for"):
+            logger.warning("%s", report)
+        self._ask(lambda: move_all_due(self._client), None, "Due work cannot be looked for")
 
     def park(self, early: Sequence[tuple[Claim, float]]) -> list[int]:
         """Put claims aside until they are due, each with the time when it is.
@@ -243,13 +257,11 @@ class Keeper:
         Returns:
             Ids of those whose time has come; the others are this worker's no more.
         """
-        try:
-            return [claim.id for claim in self.claims.park(early)]
-        except LeaseLostError:
-            self.lease_lost()
-        except redis.RedisError as exc:
-            logger.warning("%d claim(s) for later cannot be put aside, they go back to the queue: %s", len(early), exc)
-        return []
+        trouble = f"{len(early)} claim(s) for later cannot be put aside, they go back to the queue"
+        due = self._ask(lambda: [claim.id for claim in self.claims.park(early)], None, trouble)
+        if due is None:
+            self.hand_back(claim.id for claim, _ in early)
+        return due or []
 
     def look_for_overdue(self) -> None:
         """Take what has waited in the queue for longer than it may, though there may be no replica for it.
@@ -260,33 +272,26 @@ class Keeper:
             self._look_for_overdue(first_ones=True)
 
     def _look_for_overdue(self, first_ones: bool) -> None:
-        if self.deliver is None or self._away:
+        trouble = "What has waited too long cannot be looked for"
+        if (deliver := self.deliver) is None:
             return
-        try:
-            taken, again = self.claims.claim_overdue(first_ones)
-            if self.claims.needs:
-                taken += self.claims.take("", MOST_OVERDUE)
-            if taken:
-                self.deliver(taken)
-            if again is not None and again < OVERDUE_INTERVAL and self.hub is not None:
-                self._look_at = time.monotonic() + again
-                self.hub.call_later(again, self._look_for_overdue, not again)
-        except LeaseLostError:
-            self.lease_lost()
-        except redis.RedisError as exc:
-            self._did_not_answer(exc)
-            logger.warning("What has waited too long cannot be looked for: %s", exc)
-        else:
-            self.on_needs(self.claims.needs)
+        found = self._ask(lambda: self.claims.claim_overdue(first_ones), None, trouble)
+        if found is None:
+            return
+        taken, again = found
+        if taken:
+            deliver(taken)
+        if self.claims.needs:
+            self._take(lambda: self.claims.take("", MOST_OVERDUE))
+        if again is not None and again < OVERDUE_INTERVAL and self.hub is not None:
+            self._look_at = time.monotonic() + again
+            self.hub.call_later(again, self._look_for_overdue, not again)
+        self.on_needs(self.claims.needs)
 
     def pass_on(self, tasks: Sequence[tuple[int, str, float | None]]) -> None:
         """Pass claims on to workers that have what their tasks need, see `Claims.pass_on`."""
-        try:
-            self.claims.pass_on(tasks)
-        except LeaseLostError:
-            self.lease_lost()
-        except redis.RedisError as exc:
-            logger.warning("%d claim(s) cannot be passed on, they go back to the queue: %s", len(tasks), exc)
+        trouble = f"{len(tasks)} claim(s) cannot be passed on, they go back to the queue"
+        self._ask(lambda: self.claims.pass_on(tasks), None, trouble)
 
     def take(self, need: str, most: int) -> int:
         """Take tasks that were passed on, for which there is a place here. Returns how many were taken."""
@@ -297,29 +302,20 @@ class Keeper:
         return self._take(lambda: self.claims.take_beside(most))
 
     def _take(self, take: Callable[[], list[Claim]]) -> int:
-        taken: list[Claim] = []
-        try:
-            if self.deliver is not None and (taken := take()):
-                self.deliver(taken)
-        except LeaseLostError:
-            self.lease_lost()
-        except redis.RedisError as exc:
-            logger.warning("Tasks for which there is a place here cannot be taken: %s", exc)
+        if (deliver := self.deliver) is None:
+            return 0
+        none: list[Claim] = []
+        if taken := self._ask(take, none, "Tasks for which there is a place here cannot be taken"):
+            deliver(taken)
         return len(taken)
 
     def passed_on(self) -> dict[str, int] | None:
         """How many tasks were passed on, by their need; None while Redis does not answer."""
-        try:
-            return self.needs.counts()
-        except redis.RedisError:
-            return None
+        return self._ask(self.needs.counts, None)
 
     def offers(self) -> list[dict[str, Any]] | None:
         """What the hosts of live workers offer; None while Redis does not answer."""
-        try:
-            return offers(self._client)
-        except redis.RedisError:
-            return None
+        return self._ask(lambda: offers(self._client), None)
 
     def sent(self, number: int, task_id: str) -> None:
         """A replica gets a claim: should this worker die now, that start counts as lost."""
@@ -350,14 +346,7 @@ class Keeper:
         """Whether a claim still is this worker's, so that it may say how it ended; believed while Redis is silent."""
         if number not in self.claims.held:
             return False
-        if self._away:
-            return True
-        try:
-            return self.claims.owns(number)
-        except redis.RedisError as exc:
-            self._did_not_answer(exc)
-            logger.warning("The claim of a lost task cannot be looked up: %s", exc)
-            return True
+        return self._ask(lambda: self.claims.owns(number), True, "The claim of a lost task cannot be looked up")
 
     def hand_back(self, numbers: Iterable[int], interrupted: bool = False) -> None:
         """Put claims back at the head of the queue; while Redis is away, with the next renewal.
@@ -371,14 +360,9 @@ class Keeper:
         for claim in back:
             claim.started = claim.started and not interrupted
             self._letters.pop(claim.id, None)
-        if not self._away:
-            try:
-                self.claims.hand_back(back)
-                return
-            except redis.RedisError as exc:
-                self._did_not_answer(exc)
-                logger.warning("%d claim(s) cannot be handed back now, they will be: %s", len(back), exc)
-        self._owed.update((claim.id, None) for claim in back)
+        trouble = f"{len(back)} claim(s) cannot be handed back now, they will be"
+        if back and self._ask(lambda: self.claims.hand_back(back), None, trouble) is None:
+            self._owed.update((claim.id, None) for claim in back)
 
     @contextlib.contextmanager
     def delivery(self) -> Iterator[None]:
@@ -409,7 +393,7 @@ class Keeper:
     def release(self) -> None:
         """The worker stops: hand everything back that is still held, and give up the lease.
 
-        While Redis is away it is tried once; what is left goes back by others when the lease is over.
+        Redis gets one more chance to answer; without it the lease runs out, and others hand back what is held.
         """
         self._away = False
         self._owed.clear()
@@ -419,12 +403,12 @@ class Keeper:
             logger.warning("Redis does not answer: what is held goes back when the lease has run out.")
             return
         self._reclaim(everything=True)
-        try:
-            if self.seats is not None:
-                self.seats.leave()
-            self.claims.leave()
-        except redis.RedisError as exc:
-            logger.warning("The lease cannot be given up, it runs out by itself: %s", exc)
+        self._ask(self._leave, None, "The lease cannot be given up, it runs out by itself")
+
+    def _leave(self) -> None:
+        if self.seats is not None:
+            self.seats.leave()
+        self.claims.leave()
 
     def flush_soon(self) -> None:
         """Write what was noted at the end of this turn of the event loop."""
@@ -440,10 +424,12 @@ class Keeper:
     def flush(self) -> None:
         """Write what was noted now; while Redis does not answer it stays noted."""
         self._flush_asked = False
+        if self._away:
+            return
         try:
             self.claims.flush()
         except LeaseLostError:
             self.lease_lost()
         except redis.RedisError as exc:
-            self._away = True
+            self.refused(exc)
             logger.warning("Acknowledgements wait for Redis: %s", exc)

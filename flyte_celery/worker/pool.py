@@ -121,7 +121,7 @@ class ReplicaPool(BasePool):
         self.watch_again()
         if (keeper := self.serving.keeper) is not None:
             keeper.hub = loop
-            keeper.on_lease_lost = self._renew
+            keeper.on_lease_lost = self.renew
             keeper.on_proof = self.replicas.keep_until
             self.replicas.keep_until(keeper.safe_until)  # proven before anybody listened
             keeper.count_suspended = lambda: self.set_aside
@@ -139,10 +139,10 @@ class ReplicaPool(BasePool):
         """Begin what happens again and again; Celery cancels it with each connection. Returns kombu's entries."""
         timers = [hub.call_repeatedly(self.serving.settings.autoscale_interval, self.tick)]
         if (keeper := self.serving.keeper) is not None:
-            hub.call_soon(self._renew)  # the last renewal may be longer ago than a lease allows
+            hub.call_soon(self.renew)  # the last renewal may be longer ago than a lease allows
             renewal = self.serving.settings.lease_renewal
             timers += [
-                hub.call_repeatedly(renewal, self._renew),
+                hub.call_repeatedly(renewal, self.renew),
                 hub.call_repeatedly(min(REAP_INTERVAL, renewal), keeper.reap),
                 hub.call_repeatedly(OVERDUE_INTERVAL, keeper.look_for_overdue),
             ]
@@ -549,7 +549,8 @@ class ReplicaPool(BasePool):
         self.replicas.watch_devices()
         self.on_tick()
 
-    def _renew(self) -> None:
+    def renew(self) -> None:
+        """Renew the worker's lease; end what runs here when it was lost."""
         keeper = self.serving.keeper
         assert keeper is not None
         if not keeper.renew():

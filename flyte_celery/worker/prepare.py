@@ -26,6 +26,7 @@ from ..settings import Settings
 from ..urls import redacted
 from . import revoking, transport
 from .assembly import assembled
+from .events import wait_for_no_event
 from .keeper import Keeper
 from .pool import ReplicaPool
 from .provisions import CannotProvide, Provisions, provide
@@ -38,7 +39,7 @@ BROKER_PATIENCE = 10.0
 #: that is dead without having said so is noticed within seconds, not within a minute or never.
 BROKER_OPTIONS = {
     "health_check_interval": 5,
-    "socket_timeout": 10,
+    "socket_timeout": 5,
     "socket_connect_timeout": 5,
     "socket_keepalive": True,
 }
@@ -196,6 +197,7 @@ def _claiming(worker: Any, environment: TaskEnvironment, settings: Settings, url
     steps = tuple(options.get("priority_steps") or PRIORITY_STEPS)
     keeper = Keeper(client, queue, steps, worker.hostname, settings.lease)
     keeper.begin()
+    wait_for_no_event(worker.app, keeper)
     transport.Claiming.keeper = keeper
     conf.broker_transport_options = {**BROKER_OPTIONS, **options}
     alias = transport.SENTINEL_ALIAS if scheme == "sentinel" else transport.ALIAS

@@ -355,7 +355,7 @@ class Replicas:
             kill(replica.pid)
 
     def keep_until(self, moment: float) -> None:
-        """Have every replica ended at a moment (monotonic seconds) unless this is called again, by the launcher."""
+        """Have every replica ended at a moment (by `clock.always_on`) unless this is called again, by the launcher."""
         self._keep_until = moment
         if self._launcher is not None:
             self._launcher.keep_until(moment)

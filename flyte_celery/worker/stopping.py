@@ -46,8 +46,10 @@ class Stopping:
 
     def begin(self) -> None:
         """Take nothing more, and hand back at once what no replica has begun."""
-        self.begun = True
         pool = self._pool
+        if pool.serving.keeper is not None and not self.begun:
+            pool.renew()  # where Redis is away this takes 2 s, and Celery then asks nothing of it, which takes longer
+        self.begun = True
         unstarted = [job for job in pool.jobs.values() if job.replica is None]
         if (keeper := pool.serving.keeper) is not None:
             keeper.hand_back_now(job.claim for job in unstarted)

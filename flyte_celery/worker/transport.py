@@ -151,6 +151,18 @@ class Claiming(kombu_redis.Channel):
             self.keeper.deliver = self._deliver_claims
         return tag
 
+    def close(self) -> None:
+        """Close the channel. kombu reads a reply that is awaited; while Redis is away it is let go, and reclaimed."""
+        if self._in_poll and self.keeper.away:
+            self._in_poll.disconnect()
+            self._in_poll = None
+        super().close()  # type: ignore[no-untyped-call]
+
+    def queue_delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
+        """Delete a queue. While Redis is away those of a channel that is closed stay, as when its process is killed."""
+        if not (self._closing and self.keeper.away):
+            super().queue_delete(queue, *args, **kwargs)  # type: ignore[no-untyped-call]
+
     @property
     def awaits_reply(self) -> bool:
         """Whether Redis was asked for messages and has not answered, or was not heard yet."""
@@ -195,6 +207,9 @@ class Claiming(kombu_redis.Channel):
             self._looked_at = monotonic()
             seconds = later.until_next(until_next)
             self._next_due = float("inf") if seconds is None else self._looked_at + seconds
+        elif isinstance(until_next, ResponseError) and not isinstance(until_next, NoScriptError):
+            self._looked_at, self._next_due = monotonic(), float("inf")
+            logger.error("%s: what is due cannot be moved into the queue: %s", self.keeper.claims.queue, until_next)
         if self._asked is not self.keeper.claims:  # the lease was lost meanwhile, and with it what this reply tells of
             raise Empty
         try:

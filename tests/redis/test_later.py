@@ -162,6 +162,30 @@ def test_any_worker_moves_what_is_due_of_any_queue(claims: Claims, server: redis
     assert everything(server) == {QUEUE}
 
 
+def test_a_priority_that_is_no_more_is_the_last_one_that_is(claims: Claims, server: redis.Redis) -> None:
+    """Somebody has shortened `priority_steps`; what was parked before must not hold up what comes after it."""
+    claims.park([(each, time.time() + 0.02) for each in claim(claims, "lazy", priority=9)])
+    claims.park([(each, time.time() + 0.04) for each in claim(claims, "other")])
+    fewer = Later(server, QUEUE, (0, 3))
+    wait_until(lambda: fewer.move_due() is None)
+    assert queued(server) == ["other"]
+    assert queued(server, priority=3) == ["lazy"]
+
+
+def test_a_queue_whose_due_work_cannot_be_moved_holds_up_no_other(claims: Claims, server: redis.Redis) -> None:
+    claims.park([(each, time.time() + 0.02) for each in claim(claims, "one")])
+    server.set(names.later_messages_key("broken"), "no hash")
+    server.zadd(names.later_key("broken"), {"task": 0})
+    server.zadd(names.later_queues_key(), {"broken": 0})  # the first one
+
+    def moved() -> bool:
+        with pytest.raises(redis.ResponseError, match=r"^broken: "):
+            move_all_due(server)
+        return queued(server) == ["one"]
+
+    wait_until(moved)
+
+
 def test_revoked_tasks_come_at_once(claims: Claims, later: Later, server: redis.Redis) -> None:
     claims.park([(each, time.time() + 60) for each in claim(claims, "a", "b", "c")])
     assert later.bring_forward(["b", "unknown"]) == 1

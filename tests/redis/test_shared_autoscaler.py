@@ -70,6 +70,10 @@ class FakeLease:
     away: bool = False
     lost: int = 0
 
+    @property
+    def is_safe(self) -> bool:
+        return self.clock.now < self.safe_until
+
     def proven(self, sent_at: float) -> None: ...
 
     def refused(self, exc: redis.RedisError) -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from tests.helpers.projects import PATIENCE, Project
 from tests.helpers.redis_server import RedisServer
+from tests.helpers.tcp_proxy import TcpProxy
+from tests.helpers.workers import Worker
 
 SOURCE = """
     import asyncio
@@ -55,6 +57,44 @@ def project(server: RedisServer, tmp_path: Path) -> Iterator[Project]:
     project.write(SOURCE)
     yield project
     project.close()
+
+
+@pytest.fixture
+def proxy(server: RedisServer) -> Iterator[TcpProxy]:
+    """The worker's way to Redis."""
+    proxy = TcpProxy(server.port)
+    yield proxy
+    proxy.close()
+
+
+def start_behind(project: Project, proxy: TcpProxy) -> Worker:
+    """A worker behind the proxy, whose lease outlives the test."""
+    env = {"FLYTE_CELERY_BROKER_URL": f"redis://127.0.0.1:{proxy.port}/0", "FLYTE_CELERY_LEASE": "600"}
+    return project.start("env", "--grace", "1", env=env)
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["and nobody has noticed", "and the worker knows"])
+def test_sigterm_ends_a_worker_whose_redis_swallows_everything(
+    project: Project, proxy: TcpProxy, tmp_path: Path, known: bool
+) -> None:
+    """Connections stay open, and nothing comes through: whoever asks Redis waits for its time-out."""
+    worker = start_behind(project, proxy)
+    project.send("env.wait_for", str(tmp_path))
+    project.wait((tmp_path / "began").exists, description="a running task")
+    proxy.stall()
+    if known:
+        worker.wait_for_log("Redis does not answer", timeout=60)
+    worker.terminate()
+    assert worker.wait(timeout=60) == 0
+    assert (tmp_path / "ended").exists()
+
+
+def test_a_limit_is_kept_while_redis_swallows_everything(project: Project, proxy: TcpProxy, tmp_path: Path) -> None:
+    start_behind(project, proxy)
+    project.send("env.wait_for", str(tmp_path), soft_time_limit=3)
+    project.wait((tmp_path / "began").exists, description="a running task")
+    proxy.stall()
+    project.wait((tmp_path / "ended").exists, 60, "the end of the task")
 
 
 def test_a_redis_that_was_down_for_longer_than_the_lease_takes_no_task_from_its_worker(

@@ -257,3 +257,12 @@ def test_an_operator_lists_hurries_and_forgets_future_work(project: Project) -> 
     assert parked(project, "snc") == 2
     later("drop", "snc", "--all")
     assert "No task waits" in later("list", "snc")
+
+
+def test_future_work_that_cannot_be_moved_is_told_of_and_holds_up_no_call(project: Project) -> None:
+    worker = start(project, "snc")
+    with redis.Redis.from_url(project.url) as client:
+        client.set(names.later_messages_key("snc"), "no hash")
+        client.zadd(names.later_key("snc"), {"task": 0})
+    worker.wait_for_log("snc: what is due cannot be moved into the queue: ")
+    assert project.call("snc.now")

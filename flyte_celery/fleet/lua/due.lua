@@ -10,7 +10,9 @@ for _, entry in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT'
     local kept = redis.call('HGET', KEYS[2], entry)
     if kept then
         local colon = string.find(kept, ':', 1, true)
-        redis.call('LPUSH', KEYS[3 + tonumber(string.sub(kept, 1, colon - 1))], string.sub(kept, colon + 1))
+        local list = 3 + tonumber(string.sub(kept, 1, colon - 1))
+        -- It was parked by somebody who knew more lists than there are now.
+        redis.call('LPUSH', KEYS[math.min(list, #KEYS)], string.sub(kept, colon + 1))
         redis.call('HDEL', KEYS[2], entry)
     end
     redis.call('ZREM', KEYS[1], entry)

@@ -110,7 +110,7 @@ def _described(info: ExceptionInfo, text: Callable[[str], str]) -> bytes:
     """The same failure as an error that any process has, with its texts passed through a function."""
     exc: Any = info.exception
     exc = exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
-    name = exc.exc_cls_name if isinstance(exc, UnpickleableExceptionWrapper) else type(exc).__name__
+    name = str(exc.exc_cls_name) if isinstance(exc, UnpickleableExceptionWrapper) else type(exc).__name__
     try:
         raise RuntimeUserError(name, text(cut(message_of(exc))))
     except RuntimeUserError:

@@ -48,6 +48,7 @@ import pickle
 from typing import Any, Literal, NoReturn, Self, TypedDict, Unpack
 
 from .recreation import also_an_instance, made_again, taken_apart
+from .shortening import MOST_QUOTED, cut
 
 #: Who failed: the platform, nobody knows, or the task's own code.
 Kind = Literal["system", "unknown", "user"]
@@ -547,6 +548,9 @@ class ActionNotFoundError(RuntimeError):
 
 # -- Crossing from a replica to its caller ---------------------------------------------------------------------------
 
+#: How the note begins that quotes the traceback of a failed task.
+REMOTE_TRACEBACK = "Remote traceback"
+
 #: Codes of faulty GPUs.
 GPU_FAULT_CODES = (
     "GpuXidError",
@@ -620,7 +624,8 @@ def raised(
         error = also_an_instance(error, original)
         error.__cause__ = original
     if traceback:
-        error.add_note(f"Remote traceback{f' (worker {worker})' if worker else ''}:\n{traceback.rstrip()}")
+        where = f" (worker {worker})" if worker else ""
+        error.add_note(f"{REMOTE_TRACEBACK}{where}:\n{cut(traceback.rstrip(), MOST_QUOTED)}")
     return error
 
 

@@ -81,6 +81,15 @@ MAX_INLINE_IO_BYTES = 10 * 1024 * 1024
 MAX_ATTEMPTS = 3
 
 
+#: Options of Celery's tasks that are not to be chosen for an environment's.
+_DECIDED = {
+    "acks_late": "it is always on, a task is acknowledged when its result is stored.",
+    "reject_on_worker_lost": "it is always on, a task whose replica is lost runs again, up to max_attempts times.",
+    "typing": "arguments are always checked by the annotations.",
+    "base": "it is the app's own task class, Celery(..., task_cls=...).",
+}
+
+
 def check_options(where: str, given: Iterable[str], known: Iterable[str]) -> None:
     """Refuse options that do not exist.
 
@@ -95,8 +104,9 @@ def check_options(where: str, given: Iterable[str], known: Iterable[str]) -> Non
     known = sorted(known)
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
+            near = difflib.get_close_matches(name, known, 1, cutoff=0.6)
             hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}."
+            hint = _DECIDED.get(name, hint)
             raise TypeError(f"{where} has no option {name!r}: {hint}")
 
 

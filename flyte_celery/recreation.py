@@ -16,7 +16,11 @@ from typing import Any, TypeVar, cast
 E = TypeVar("E", bound=BaseException)
 
 
-class _Both(type):
+class _StandIn(type):
+    """The class of classes that are made here in place of one that this process has not, or cannot fill."""
+
+
+class _Both(_StandIn):
     """The class of classes that are made here of a chosen error and a user's exception."""
 
 
@@ -62,12 +66,73 @@ def also_an_instance(error: E, original: BaseException) -> E:
         return error
     try:
         # Its notes are shown with the cause already.
-        fields = {name: value for name, value in _fields(original).items() if name != "__notes__"}
-        both = _made(cls, original.args, {**fields, **vars(error)})
+        fields = {name: value for name, value in fields_of(original).items() if name != "__notes__"}
+        both = made(cls, original.args, {**fields, **vars(error)})
     except Exception:
         return error  # what can be made cannot be foreseen for every user's class, and the failure has to arrive
     return cast(E, both)
 
+
+# -- Stand-ins -------------------------------------------------------------------------------------------------------
+
+#: What a stand-in says, among its fields.
+_TEXT = "__text__"
+
+
+def stand_in(
+    base: Any, name: tuple[str, str], args: tuple[Any, ...], fields: dict[str, Any], text: str
+) -> BaseException:
+    """An exception in place of one whose class this process has not, or cannot fill as its methods need it.
+
+    Args:
+        base: The class that it is for `except`.
+        name: Module and qualified name of the class for which it stands; its own has the same.
+        args: The original's.
+        fields: Those of the original that are known. Others it has not: asking for one is an `AttributeError`.
+        text: What it says.
+
+    Raises:
+        TypeError: Nothing can be derived from `base`, or made of it.
+    """
+    return made(_class_standing_in(base, *name), args, {**fields, _TEXT: text})
+
+
+@functools.lru_cache(maxsize=1024)
+def _class_standing_in(base: type[Any], module: str, qualname: str) -> type[Any]:
+    namespace = {
+        "__module__": module,
+        "__qualname__": qualname,
+        "__doc__": base.__doc__,
+        "__str__": _text_of,
+        "__repr__": lambda self: f"{type(self).__name__}({_text_of(self)!r})",
+        "__getattr__": _not_known,
+        "__reduce__": lambda self: (made, taken_apart(self)),
+    }
+    try:
+        return _StandIn(qualname.rpartition(".")[2], (base,), namespace)
+    except Exception as problem:  # metaclasses conflict, or it refuses to be subclassed, by whatever it likes to raise
+        raise TypeError(f"nothing can be derived from {base.__name__}") from problem
+
+
+def _text_of(exc: BaseException) -> str:
+    return str(vars(exc).get(_TEXT, ""))
+
+
+def _not_known(exc: BaseException, name: str) -> Any:
+    raise AttributeError(f"{type(exc).__name__!r} object has no attribute {name!r} here; where it was raised it may.")
+
+
+def _standing_recipe(cls: _StandIn) -> Any:
+    """How pickle makes the class again, which exists in no module."""
+    return _class_standing_in, (*cls.__bases__, cls.__module__, cls.__qualname__)
+
+
+copyreg.pickle(_StandIn, _standing_recipe)
+
+# -- Parts -----------------------------------------------------------------------------------------------------------
+
+#: Flag of classes that a `class` statement made (`Py_TPFLAGS_HEAPTYPE`).
+_IS_MADE_IN_PYTHON = 1 << 9
 
 #: An exception's class, its `args`, and everything else that it holds.
 Parts = tuple[type[BaseException], tuple[Any, ...], dict[str, Any]]
@@ -75,19 +140,19 @@ Parts = tuple[type[BaseException], tuple[Any, ...], dict[str, Any]]
 
 def taken_apart(exc: BaseException) -> Parts:
     """All that `made_again` needs."""
-    return type(exc), exc.args, _fields(exc)
+    return type(exc), exc.args, fields_of(exc)
 
 
 def made_again(pickled: bytes) -> BaseException:
     """The exception of pickled parts, a pair of its own and its cause's, or None for that; raises what pickle does."""
     parts, cause = pickle.loads(pickled)
-    error = _made(*parts)
+    error = made(*parts)
     if cause is not None:
-        error.__cause__ = _made(*cause)
+        error.__cause__ = made(*cause)
     return error
 
 
-def _fields(exc: BaseException) -> dict[str, Any]:
+def fields_of(exc: BaseException) -> dict[str, Any]:
     """What an exception holds beside its `args`, with fields that live outside its `__dict__` (`OSError.errno`)."""
     fields: dict[str, Any] = {}
     for cls in type(exc).__mro__:
@@ -95,21 +160,35 @@ def _fields(exc: BaseException) -> dict[str, Any]:
             outside = isinstance(member, (MemberDescriptorType, GetSetDescriptorType))
             if outside and name != "args" and not name.startswith("__"):
                 with contextlib.suppress(AttributeError):
-                    fields[name] = getattr(exc, name)
+                    value = getattr(exc, name)
+                    # None is also how a built-in class shows what is not there, and does not take it back as that.
+                    if value is not None or cls.__flags__ & _IS_MADE_IN_PYTHON:
+                        fields[name] = value
     return fields | vars(exc)
 
 
-def _made(cls: type[BaseException], args: tuple[Any, ...], fields: dict[str, Any]) -> BaseException:
+def users_class(cls: type[Any]) -> type[Any]:
+    """The class itself; of one that was made of an error and a user's exception, the user's."""
+    while isinstance(cls, _Both):
+        cls = cls.__bases__[1]
+    return cls
+
+
+def _new(cls: type[Any], args: tuple[Any, ...]) -> BaseException:
+    """An empty instance."""
+    maker = users_class(cls)
+    # Its own `__new__` may want other arguments; Python makes no instance by that of a class with another layout.
+    native = next(base for base in maker.__mro__ if not base.__flags__ & _IS_MADE_IN_PYTHON)
+    for each in (maker, native):
+        with contextlib.suppress(TypeError):
+            return cast(BaseException, each.__new__(cls, *args))
+    # `MemoryError`'s makes no combined class.
+    return cast(BaseException, BaseException.__new__(cls, *args))
+
+
+def made(cls: type[BaseException], args: tuple[Any, ...], fields: dict[str, Any]) -> BaseException:
     """An instance made without `__init__`, whose signature nobody knows."""
-    maker: type = cls
-    while isinstance(maker, _Both):
-        maker = maker.__bases__[1]
-    exc: BaseException
-    try:
-        exc = maker.__new__(cls, *args)
-    except TypeError:
-        # Its own `__new__` wants other arguments, or is `MemoryError`'s, which makes no combined class.
-        exc = BaseException.__new__(cls, *args)
+    exc = _new(cls, args)
     BaseException.__setattr__(exc, "args", args)
     inside = vars(exc)
     for name, value in fields.items():

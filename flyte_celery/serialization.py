@@ -14,7 +14,7 @@ import re
 import reprlib
 import types
 import typing
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Coroutine, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import Parameter
@@ -228,9 +228,19 @@ class Signature:
         try:
             return self._result.dump(value)
         except Unfit as exc:
-            what = f"is annotated to return {self._expected('return')}, but returned {_shown(value)}"
-            problem = self._problem(what, exc, "Return a value of that type, or correct the annotation")
+            if isinstance(value, Coroutine):
+                problem = self._not_awaited(value)
+            else:
+                what = f"is annotated to return {self._expected('return')}, but returned {_shown(value)}"
+                problem = self._problem(what, exc, "Return a value of that type, or correct the annotation")
         raise problem
+
+    def _not_awaited(self, coroutine: Coroutine[Any, Any, Any]) -> TypeError:
+        coroutine.close()  # else Python warns of it, too
+        return TypeError(
+            f"Task {self._task!r} returned a coroutine that nobody has awaited: make the task `async def` and return "
+            "`await child(...)`, or call an async child with `flyte.run(child, ...).outputs()`."
+        )
 
     def load_result(self, value: Any) -> Any:
         """Turn a received result into a value of the return type.

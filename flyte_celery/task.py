@@ -217,7 +217,22 @@ class TaskTemplate(Generic[P, R_co]):
         Raises:
             TypeError: An argument does not fit the task's signature.
         """
-        return current_dispatcher().apply_async(self, tuple(args or ()), kwargs, options)
+        return current_dispatcher().apply_async(self, self._given(args, kwargs), kwargs, options)
+
+    def _given(self, args: Any, kwargs: Any) -> tuple[Any, ...]:
+        """The positional arguments, where Celery takes them in a list."""
+        if isinstance(args, str | bytes) or not (kwargs is None or isinstance(kwargs, Mapping)):
+            raise self._not_given(args, kwargs)
+        try:
+            return tuple(args or ())
+        except TypeError:
+            raise self._not_given(args, kwargs) from None
+
+    def _not_given(self, args: Any, kwargs: Any) -> TypeError:
+        return TypeError(
+            f"Task {self.name!r} got args={args!r}, kwargs={kwargs!r}: pass positional arguments in a tuple and named "
+            'ones in a dict, as in apply_async((1,), {"name": 2}).'
+        )
 
     def s(self, *args: Any, **kwargs: Any) -> Any:
         """A Celery signature with some or all of the arguments."""
@@ -231,7 +246,7 @@ class TaskTemplate(Generic[P, R_co]):
         self, args: tuple[Any, ...] | list[Any] | None = None, kwargs: dict[str, Any] | None = None, **options: Any
     ) -> Any:
         """A Celery signature with arguments and options, as Celery's `task.signature`."""
-        return current_dispatcher().signature(self, tuple(args or ()), kwargs, options)
+        return current_dispatcher().signature(self, self._given(args, kwargs), kwargs, options)
 
     def apply(
         self, args: tuple[Any, ...] | list[Any] | None = None, kwargs: dict[str, Any] | None = None, **options: Any

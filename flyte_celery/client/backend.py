@@ -28,6 +28,8 @@ from ..context import current_run
 from ..fleet.scripts import script
 from ..fleet.storing import UNFENCED, Fence, NextAttempt, NotOwnedError, Store, arguments, followed, nothing, store
 from ..names import is_replies_key
+from ..shortening import cut
+from .failures import Failures
 from .message import random_id
 from .readers import ThreadWait, left
 from .replies import Reply, ReplyChannel, announcement, channel_of
@@ -48,7 +50,7 @@ _ENDS = states.READY_STATES | {states.RETRY}
 _INTERVAL = 1.0
 
 
-class _Replies:
+class _Replies(Failures):
     """Mixed into Celery's backends for Redis."""
 
     app: Any
@@ -92,6 +94,7 @@ class _Replies:
     def _get_result_meta(
         self, result: Any, state: Any, traceback: Any, request: Any, *more: Any, **options: Any
     ) -> Any:
+        traceback = cut(traceback) if isinstance(traceback, str) else traceback
         meta = super()._get_result_meta(result, state, traceback, request, *more, **options)  # type: ignore[misc]
         if state == states.SUCCESS and getattr(request, CACHED_FIELD, False):
             meta["cached"] = True

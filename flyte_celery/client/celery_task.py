@@ -21,11 +21,12 @@ from celery.app.task import Context
 from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.time import maybe_make_aware
 
-from .. import attempts, context, overrides, overrun
+from .. import attempts, context, overrides, overrun, redaction
 from ..errors import DeadlineExceededError, NonRecoverableError, RuntimeUserError
 from ..fleet.messages import attempts_of
 from ..fleet.storing import Fence, NextAttempt
 from ..names import LOST_HEADER, REPLICA_VARIABLE
+from ..shortening import shorten
 from . import cached_run, caching, shortcut
 from .backend import address
 from .caching import TaskCache
@@ -208,9 +209,10 @@ class EnvironmentTask:
                 raise
             except (SystemExit, KeyboardInterrupt) as exc:
                 # The process is shared: a task may fail, it may not end its neighbours.
+                shorten(exc, redaction.current().value)
+                did = f"called sys.exit({exc})" if isinstance(exc, SystemExit) else "raised KeyboardInterrupt"
                 raise RuntimeUserError(
-                    type(exc).__name__,
-                    f"The task {self.name} called sys.exit({exc}); raise an exception, or return, instead.",
+                    type(exc).__name__, f"The task {self.name} {did}; raise an exception, or return, instead."
                 ) from exc
             except CancelledError as exc:
                 # One that the worker ends never gets here.
@@ -219,6 +221,7 @@ class EnvironmentTask:
                     f"The task {self.name} was cancelled by its own code; catch what it awaited, or return, instead.",
                 ) from exc
             except Exception as exc:
+                shorten(exc, redaction.current().value)
                 self._retry_by_strategy(template, exc)
                 raise
             result = template.dump_result(value)

@@ -42,6 +42,18 @@ def circle(chain: tuple[str, ...]) -> str:
     if len(chain) == 1:
         return f"{chain[0]} waits for its own result, which would never end: wait for results of your own calls."
     return (
-        f"{chain[-1]} waits for the result of {chain[0]}, which waits for it: {' > '.join(chain)} > {chain[0]}. "
+        f"{chain[-1]} waits for the result of {chain[0]}, which waits for it: {shown(chain)} > {chain[0]}. "
         "None of them would ever end: wait for results of your own calls."
     )
+
+
+#: Most tasks at each end of a chain that a message names.
+_NAMED = 5
+
+
+def shown(chain: tuple[str, ...]) -> str:
+    """A chain of waiting tasks for a message, which each of them quotes when it fails: its ends, and how many more."""
+    left_out = len(chain) - 2 * _NAMED
+    if left_out > 1:
+        chain = (*chain[:_NAMED], f"{left_out} more", *chain[-_NAMED:])
+    return " > ".join(chain)

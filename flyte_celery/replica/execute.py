@@ -20,14 +20,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from billiard.einfo import ExceptionInfo
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery.app.task import Context
 from celery.app.trace import fast_trace_task
 from celery.exceptions import SoftTimeLimitExceeded
+from celery.utils.serialization import UnpickleableExceptionWrapper
 
 from .. import kombu_json, overrun, redaction
-from ..errors import RuntimeUserError
+from ..errors import RuntimeUserError, message_of
 from ..fleet.storing import FENCE_FIELD, Fence
+from ..shortening import cut, shorten
 from . import bridge, wire
 
 Outcome = tuple[Any, ...]
@@ -49,8 +51,9 @@ def trace(
         finally:
             if fence.next_attempt is not None and not isinstance(sys.exception(), bridge.Abandoned):
                 fence.next_attempt.backend.end_attempt(fence)  # nothing was stored that it could go with
-    except BaseException:
+    except BaseException as exc:
         # `Reject` and `MemoryError` leave the tracer by design; so does whatever tears through everything else.
+        shorten(exc, redaction.current().value)
         return (wire.RAISED, pickled_exception(ExceptionInfo()))
     return (wire.OK, failed, pickled_exception(value) if failed else value, runtime)
 
@@ -86,29 +89,34 @@ def keep_secrets(task: Any) -> None:
 
 def pickled_exception(info: ExceptionInfo) -> bytes:
     """Pickle exception info; what does not survive a pickle, or has a secret, is replaced by its description."""
+    info.traceback = cut(info.traceback or "")
+    if isinstance(info.exception, ExceptionWithTraceback):
+        info.exception.tb = cut(info.exception.tb)
     data = _pickled_exception(info)
     redactor = redaction.current()
-    if not redactor.found_in(data):
-        return data
-    try:
-        raise RuntimeUserError(type(info.exception).__name__, redactor.text(str(info.exception)))
-    except RuntimeUserError:
-        clean = ExceptionInfo()
-    clean.traceback = redactor.text(info.traceback or "")
-    return pickle.dumps(clean)
+    return _described(info, redactor.text) if redactor.found_in(data) else data
 
 
 def _pickled_exception(info: ExceptionInfo) -> bytes:
     try:
         data = pickle.dumps(info, protocol=pickle.HIGHEST_PROTOCOL)
         pickle.loads(data)
-    except Exception as problem:
-        name = type(info.exception).__name__
-        try:
-            raise RuntimeError(f"{name}: {info.exception} (the exception itself cannot be pickled: {problem})")
-        except RuntimeError:
-            return pickle.dumps(ExceptionInfo())
+    except Exception:
+        return _described(info, str)
     return data
+
+
+def _described(info: ExceptionInfo, text: Callable[[str], str]) -> bytes:
+    """The same failure as an error that any process has, with its texts passed through a function."""
+    exc: Any = info.exception
+    exc = exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
+    name = str(exc.exc_cls_name) if isinstance(exc, UnpickleableExceptionWrapper) else type(exc).__name__
+    try:
+        raise RuntimeUserError(name, text(cut(message_of(exc))))
+    except RuntimeUserError:
+        described = ExceptionInfo()
+    described.traceback = text(info.traceback or "")
+    return pickle.dumps(described)
 
 
 class MainThread:

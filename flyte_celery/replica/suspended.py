@@ -19,6 +19,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 
+from ..client.waits import shown
 from ..context import RunContext
 from ..errors import StarvationError
 from ..suspension import Awaited
@@ -27,7 +28,7 @@ from .bridge import Abandoned
 from .execute import Tell
 
 #: Most waiting tasks that an error names.
-NAMED = 10
+NAMED = 5
 
 
 class _State(enum.Enum):
@@ -245,10 +246,10 @@ class Suspended:
         others = [other for other in self._tasks.values() if other.state is not _State.RUNNING]
         if len(others) < self._most:
             return
-        named = "; ".join(" > ".join(other.chain) for other in itertools.islice(others, NAMED))
+        named = "; ".join(shown(other.chain) for other in itertools.islice(others, NAMED))
         more = f"; and {len(others) - NAMED} more" if len(others) > NAMED else ""
         raise StarvationError(
-            f"{' > '.join(task.chain)} cannot wait for a child: {len(others)} tasks of its replica wait already, the "
+            f"{shown(task.chain)} cannot wait for a child: {len(others)} tasks of its replica wait already, the "
             f"most that may ({named}{more}). Make fewer calls that wait for calls, allow more replicas, or raise "
             "FLYTE_CELERY_MAX_SUSPENDED."
         )

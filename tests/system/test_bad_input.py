@@ -194,17 +194,17 @@ def test_an_exception_that_does_not_pickle_arrives_as_its_description(
     assert str(caught.value) == expected
 
 
-def test_an_exception_that_does_not_pickle_keeps_its_name_on_flytes_face(project: Project) -> None:
+def test_an_exception_that_does_not_pickle_arrives_whole_on_flytes_face(project: Project) -> None:
     code = """
         import flyte_celery as flyte
         import proj
 
         try:
             flyte.run(proj.awkward).outputs()
-        except flyte.errors.RuntimeUserError as exc:
+        except proj.Awkward as exc:
             print(exc.code, "|", exc)
     """
-    assert run_python(project.folder, code, project.variables).strip() == "Awkward | Awkward('1 and 2')"
+    assert run_python(project.folder, code, project.variables).strip() == "Awkward | 1 and 2"
 
 
 def test_five_megabytes_go_there_and_back(project: Project) -> None:

@@ -352,7 +352,7 @@ def test_a_run_points_to_its_page_in_flower(proj: ModuleType, monkeypatch: pytes
 
 
 def test_arguments_and_results_have_a_bound(proj: ModuleType) -> None:
-    too_long = r"take 10\d\d bytes, and its max_inline_io_bytes is 1000: pass a path"
+    too_long = r"takes? 10\d\d bytes, and its max_inline_io_bytes is 1000: pass a path"
     with pytest.raises(InlineIOMaxBytesBreached, match=f"The arguments of sync-answers.bounded {too_long}"):
         proj.bounded.delay("x" * 1000, 1)
     with pytest.raises(InlineIOMaxBytesBreached, match=f"The result of sync-answers.bounded {too_long}"):

@@ -387,6 +387,12 @@ def test_a_misspelt_option_gets_a_suggestion() -> None:
         new().task(retrys=3)
 
 
+@pytest.mark.parametrize("option", ["acks_late", "reject_on_worker_lost"])
+def test_an_option_of_celery_that_is_always_on_says_so(option: str) -> None:
+    with pytest.raises(TypeError, match=f"has no option '{option}': it is always on"):
+        new().task(**{option: True})
+
+
 @pytest.mark.parametrize(
     ("option", "value", "stored"),
     [

@@ -234,6 +234,17 @@ def test_another_value_is_a_type_error_that_names_everything(
         signature(annotation).dump_result(value)
 
 
+@pytest.mark.parametrize("annotation", [int, Any])
+def test_a_coroutine_is_no_result(annotation: Any) -> None:
+    """A sync task has called an async child, whose coroutine Python would warn of besides."""
+
+    async def child() -> int:
+        return 1
+
+    with pytest.raises(TypeError, match=r"^Task 'env.f' returned a coroutine that nobody has awaited: make the task"):
+        signature(annotation).dump_result(child())
+
+
 def test_the_message_says_where_in_the_value_it_does_not_fit() -> None:
     with pytest.raises(TypeError, match=r"home\.street: Input should be a valid string \(and 1 more\)"):
         sent(Person, {"name": "Ada", "home": {"street": 5}, "tags": 5})

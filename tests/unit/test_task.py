@@ -344,6 +344,14 @@ def test_everything_else_of_celerys_tasks_works_too(dispatcher: FakeDispatcher) 
         _ = double.colour
 
 
+@pytest.mark.usefixtures("dispatcher")
+@pytest.mark.parametrize("given", [(5,), ("text",), (b"bytes",), ((1,), 5), ([1], [2])])
+@pytest.mark.parametrize("call", [double.apply_async, double.signature])
+def test_arguments_that_are_not_in_a_list_are_refused(call: Any, given: tuple[Any, ...]) -> None:
+    with pytest.raises(TypeError, match=r"^Task 'test-task.double' got args=.*, kwargs=.*: pass positional arguments"):
+        call(*given)
+
+
 @pytest.mark.parametrize("call", [double.delay, double.apply_async, double.s, double.si, double.apply])
 def test_without_a_dispatcher_submitting_says_what_to_call(call: Any) -> None:
     with pytest.raises(errors.InitializationError, match=r"flyte\.init\(\.\.\.\).*FLYTE_CELERY_BROKER_URL"):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -64,8 +66,10 @@ class Members:
         self._watch = threading.Thread(target=self._look, daemon=True)
         self._watch.start()
 
-    def start(self, *hosts: str, version: str = "", options: tuple[str, ...] = ()) -> None:
-        env = {**VARIABLES, **({"FLYTE_CELERY_CODE_VERSION": version} if version else {})}
+    def start(
+        self, *hosts: str, version: str = "", options: tuple[str, ...] = (), variables: Mapping[str, str] | None = None
+    ) -> None:
+        env = {**VARIABLES, **({"FLYTE_CELERY_CODE_VERSION": version} if version else {}), **(variables or {})}
         for host in hosts:
             name = ("-n", f"{self.environment}@{host}")
             self.workers[host] = self.project.start(self.environment, *name, *options, env=env, ready=False)
@@ -185,6 +189,29 @@ def test_a_worker_that_is_stopped_loses_its_replicas_before_others_have_its_seat
     assert project.call("one.nap", 0.0) == ""
     assert one.most_processes == 1
     assert one.most_seats == 1
+
+
+def test_a_worker_that_is_stopped_while_a_replica_starts_has_not_failed_to_start_it(
+    one: Members, tmp_path: Path
+) -> None:
+    """Its launcher ends the replica, which says nothing about the next one, or about the memory."""
+    gate = tmp_path / "gate"
+    source = one.project.folder / "proj.py"
+    source.write_text(source.read_text() + textwrap.dedent(f"""
+        @environment.on_startup
+        async def wait() -> None:
+            while not os.path.exists({str(gate)!r}):
+                await asyncio.sleep(0.01)
+    """))  # fmt: skip
+    one.start("h1", variables={"FLYTE_CELERY_MAX_START_FAILURES": "1"})
+    result = one.project.send("one.nap", 0.0)
+    one.wait_for(1)
+    os.kill(one.workers["h1"].pid, signal.SIGSTOP)
+    one.wait_for(0)
+    gate.touch()
+    os.kill(one.workers["h1"].pid, signal.SIGCONT)
+    assert result.get(timeout=PATIENCE * 2) == ""
+    assert "out of memory" not in one.workers["h1"].log()
 
 
 def test_a_killed_worker_that_starts_again_does_not_wait_for_its_own_lease(one: Members) -> None:

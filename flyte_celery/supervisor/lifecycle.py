@@ -251,7 +251,7 @@ def _gone(child: Child, status: int | None) -> list[Action]:
     else:
         cause = f"replica {child.number} was ended ({child.reason})"
     actions: list[Action] = [HandBack(cause)] if child.tasks else []
-    if starting:
+    if starting and child.reason is not StopReason.LEASE_LOST:
         actions.append(CountFailure(f"{describe_exit(status)} during start-up"))
     return [*actions, Forget()]
 

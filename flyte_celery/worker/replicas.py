@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -510,6 +511,7 @@ class Replicas:
                 case Ended(number, status, _peak):
                     if (replica := self._replicas.get(number)) is not None:
                         self._drain_line(replica)
+                        self._blame(replica, status)
                         self.step(replica, Exited(status))
                 case Broke(number, breach):
                     if (replica := self.get(number)) is not None:
@@ -529,6 +531,12 @@ class Replicas:
                         self.step(replica, StartupFailed(error.strip().splitlines()[-1]))
                 case LauncherEnded(status):
                     self._launcher_ended(status)
+
+    def _blame(self, replica: Replica, status: int | None) -> None:
+        """The launcher ends replicas whose worker was away for too long; neither they nor their tasks did anything."""
+        keeper = self._serving.keeper
+        if replica.child.reason is None and status == -signal.SIGKILL and keeper is not None and keeper.in_doubt:
+            replica.child.reason = StopReason.LEASE_LOST
 
     def _broke(self, replica: Replica, breach: Breach) -> None:
         """The launcher is killing it, and what it came to send of its tasks has been sent."""

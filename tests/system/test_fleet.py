@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -78,9 +79,10 @@ class Members:
         self._watch = threading.Thread(target=self._look, daemon=True)
         self._watch.start()
 
-    def start(self, *hosts: str, version: str = "", model: Path | None = None, options: tuple[str, ...] = ()) -> None:
-        env = {**VARIABLES, **({"FLYTE_CELERY_CODE_VERSION": version} if version else {})}
-        env |= {"MODEL": str(model)} if model else {}
+    def start(
+        self, *hosts: str, version: str = "", options: tuple[str, ...] = (), variables: Mapping[str, str] | None = None
+    ) -> None:
+        env = {**VARIABLES, **({"FLYTE_CELERY_CODE_VERSION": version} if version else {}), **(variables or {})}
         for host in hosts:
             name = ("-n", f"{self.environment}@{host}")
             self.workers[host] = self.project.start(self.environment, *name, *options, env=env, ready=False)
@@ -202,6 +204,29 @@ def test_a_worker_that_is_stopped_loses_its_replicas_before_others_have_its_seat
     assert one.most_seats == 1
 
 
+def test_a_worker_that_is_stopped_while_a_replica_starts_has_not_failed_to_start_it(
+    one: Members, tmp_path: Path
+) -> None:
+    """Its launcher ends the replica, which says nothing about the next one, or about the memory."""
+    gate = tmp_path / "gate"
+    source = one.project.folder / "proj.py"
+    source.write_text(source.read_text() + textwrap.dedent(f"""
+        @environment.on_startup
+        async def wait() -> None:
+            while not os.path.exists({str(gate)!r}):
+                await asyncio.sleep(0.01)
+    """))  # fmt: skip
+    one.start("h1", variables={"FLYTE_CELERY_MAX_START_FAILURES": "1"})
+    result = one.project.send("one.nap", 0.0)
+    one.wait_for(1)
+    os.kill(one.workers["h1"].pid, signal.SIGSTOP)
+    one.wait_for(0)
+    gate.touch()
+    os.kill(one.workers["h1"].pid, signal.SIGCONT)
+    assert result.get(timeout=PATIENCE * 2) == ""
+    assert "out of memory" not in one.workers["h1"].log()
+
+
 def test_a_killed_worker_that_starts_again_does_not_wait_for_its_own_lease(one: Members) -> None:
     one.start("h1")
     assert one.project.call("one.nap", 0.0) == ""
@@ -260,7 +285,7 @@ def test_a_version_that_cannot_start_is_shown_and_takes_nothing_over(
     try:
         members.start("h1", version="1", options=("--scaledown-ttl", "1"))
         assert project.call(nap, 0.0) == "1"
-        members.start("h2", version="2", model=model, options=("--scaledown-ttl", "1"))
+        members.start("h2", version="2", variables={"MODEL": str(model)}, options=("--scaledown-ttl", "1"))
 
         def serves() -> str:
             assert project.call(nap, 0.0) == "1", "no call fails, and none runs in the new version"
@@ -287,7 +312,7 @@ def test_a_new_version_is_ready_before_it_is_called(shared: Members, tmp_path: P
     shared.start("h1", version="1", options=("--scaledown-ttl", "1"))
     project, model = shared.project, tmp_path / "model"
     os.mkfifo(model)
-    shared.start("h2", version="2", model=model, options=("--scaledown-ttl", "1"))
+    shared.start("h2", version="2", variables={"MODEL": str(model)}, options=("--scaledown-ttl", "1"))
     shared.wait_for(1, "h2")
     assert project.call("shared.nap", 0.0) == "1"
     model.open("w").close()

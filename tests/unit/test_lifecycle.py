@@ -96,6 +96,12 @@ def test_a_process_that_dies_while_it_starts_is_a_failed_start() -> None:
     tell((0.5, Exited(-9), [CountFailure("was killed by SIGKILL (out of memory?) during start-up"), Forget()]))
 
 
+def test_a_replica_that_starts_while_its_worker_loses_the_lease_is_no_failure() -> None:
+    child = Child(7, 0.0, PATIENCE)
+    child.reason = StopReason.LEASE_LOST
+    assert step(child, Exited(-9), 0.5) == [Forget()]
+
+
 def test_a_replica_that_is_not_needed_before_it_was_ready_is_no_failure() -> None:
     tell((0.5, Drain(StopReason.SURPLUS), [Kill()]), (0.6, Exited(-9), [Forget()]))
 

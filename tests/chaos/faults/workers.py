@@ -66,11 +66,14 @@ def tell(scene: Scene, signals: list[int], within: float) -> list[Impact]:
     impacts = []
     for member in victims:
         impacts.append(Impact(time.monotonic(), scene.fleet.claimed(member)))
+        if signals[0] == signal.SIGQUIT:
+            scene.fleet.note_death(member.name)
         member.leave(signals[0])
     if len(signals) > 1:
         for member in victims:
             scene.fleet.wait(lambda member=member: stopping(member), 10, f"{member.name} to begin to stop")  # type: ignore[misc]
-            if member.alive:
+            if member.alive:  # what it runs goes back, also what ends before the replica does
+                scene.fleet.note_death(member.name)
                 os.kill(member.worker.pid, signals[1])
     for member in victims:
         member.worker.wait(within + scene.fleet.patience)

@@ -12,7 +12,7 @@ from tests.helpers.workers import project_environment
 # The first thirty steps of this seed are of every kind; a slow machine does fewer.
 def test_every_invariant_holds_on_a_short_walk(tmp_path: Path) -> None:
     """Workers join, die and are cut off, orders change, tasks come; see `tests.chaos.walk` for what has to hold."""
-    command = [sys.executable, "-m", "tests.chaos.walk", "--seed", "197", "--steps", "30", "--minutes", "1"]
+    command = [sys.executable, "-m", "tests.chaos.walk", "--seed", "197", "--steps", "30", "--minutes", "0.75"]
     command += ["--lease", "4", "--patience", "40", "--keep", str(tmp_path / "walk")]
     done = subprocess.run(
         command,

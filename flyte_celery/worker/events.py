@@ -35,6 +35,6 @@ class PromptDispatcher(EventDispatcher):
 def wait_for_no_event(app: Any, keeper: Keeper) -> None:
     """Have the events of a worker's app published at once or not at all; call it before there are any."""
     PromptDispatcher.keeper = keeper
-    celerys: type = symbol_by_name(app.events.dispatcher_cls)
+    celerys: Any = symbol_by_name(app.events.dispatcher_cls)
     if not issubclass(celerys, PromptDispatcher):
         app.events.dispatcher_cls = type("Dispatcher", (PromptDispatcher, celerys), {})

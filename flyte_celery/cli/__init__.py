@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from ..worker import commands
 from .cache import cache
 from .dead import dead
 from .down import down_command
@@ -42,3 +43,5 @@ for command in (
     cache,
 ):
     env.add_command(command)
+
+commands.register({})  # for `celery control` and `celery inspect`; a worker has handlers of its own

@@ -10,11 +10,13 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+import redis
 from celery.utils.log import get_logger
 from celery.worker.control import Panel, nok, ok
 
 from ..fleet import orders
 from ..names import queue_name
+from . import commands
 from .pool import ReplicaPool
 from .status import status_of
 
@@ -29,18 +31,20 @@ def register() -> None:
     Panel.register(type="control", args=[("n", int)], signature="[N=1]", help="Shrink the environment's maximum.")(
         pool_shrink
     )
-    for name, order in _ORDERS.items():
-        Panel.register(type="control", name=name, help=f"{order.__doc__} For all workers of the environment.")(order)
-    Panel.register(
-        type="control",
-        args=[("lowest", int), ("highest", int)],
-        signature="[MIN MAX]",
-        help="Let other bounds hold than the policy's, or the policy's again, for all workers of the environment.",
-    )(env_scale)
-    Panel.register(type="control", args=[("n", int)], signature="[N=1]", help="Start N replicas now.")(env_prewarm)
-    Panel.register(type="inspect", help="What all workers of this worker's environment have together.")(env_fleet)
-    Panel.register(type="inspect", help="Status of the environment that this worker serves.")(env_status)
-    Panel.register(type="inspect", help="The last autoscaling decisions.")(env_explain)
+    commands.register(
+        {
+            "env_pause": env_pause,
+            "env_resume": env_resume,
+            "env_drain": env_drain,
+            "env_drain_host": env_drain_host,
+            "env_resume_host": env_resume_host,
+            "env_scale": env_scale,
+            "env_prewarm": env_prewarm,
+            "env_fleet": env_fleet,
+            "env_status": env_status,
+            "env_explain": env_explain,
+        }
+    )
 
 
 def pool_grow(state: Any, n: int = 1, **_: Any) -> Any:
@@ -76,17 +80,27 @@ def env_drain(state: Any, **_: Any) -> Any:
     return _order(state, orders.drain, "drains")
 
 
-_ORDERS = {"env_pause": env_pause, "env_resume": env_resume, "env_drain": env_drain}
+def env_drain_host(state: Any, host: str = "", **_: Any) -> Any:
+    """Take no more tasks on a host and end every replica there, of all environments."""
+
+    def drain(client: redis.Redis, _: str) -> None:
+        if host not in (hosts := sorted(orders.hosts_of_workers(client))):
+            raise ValueError(f"{host!r} is no host of a worker. There are workers on {', '.join(hosts)}.")
+        orders.drain_host(client, host)
+
+    return _order(state, drain, f"{host} drains")
+
+
+def env_resume_host(state: Any, host: str = "", **_: Any) -> Any:
+    """End the drain of a host."""
+    return _order(state, lambda client, _: orders.resume_host(client, host), f"{host} serves again")
 
 
 def env_scale(state: Any, lowest: int | None = None, highest: int | None = None, **_: Any) -> Any:
     """Let other bounds hold for the whole fleet; without any, the policy's again."""
     if lowest is None or highest is None:
         return _order(state, orders.reset, "its policy's bounds hold again")
-    try:
-        return _order(state, lambda client, queue: orders.scale(client, queue, lowest, highest), "scaled")
-    except ValueError as exc:
-        return nok(str(exc))
+    return _order(state, lambda client, queue: orders.scale(client, queue, lowest, highest), "scaled")
 
 
 def env_prewarm(state: Any, n: int = 1, **_: Any) -> Any:
@@ -98,7 +112,10 @@ def _order(state: Any, order: Callable[[Any, str], object], done: str) -> Any:
     serving = state.consumer.controller.pool.serving
     if serving.keeper is None:
         return nok(f"{serving.name}: the broker keeps no orders; they need Redis as the broker")
-    serving.keeper.order(order)
+    try:
+        serving.keeper.order(order)
+    except ValueError as exc:
+        return nok(str(exc))
     return ok(f"{serving.name}: {done}")
 
 

@@ -355,6 +355,21 @@ def test_an_operator_pauses_scales_drains_and_prewarms(shared: Members) -> None:
     shared.wait_for(0)
 
 
+def test_a_host_is_drained_by_remote_control(one: Members) -> None:
+    one.start("h1")
+    project = one.project
+    assert project.call("one.nap", 0.0) == ""
+    # `celery control` knows the commands, and waits for answers for as long as it is told.
+    refused = project.celery("control", "-t", "10", "env_drain_host", "h9").stdout
+    assert "'h9' is no host of a worker. There are workers on h1." in refused
+    assert project.ask("env_drain_host", "one", host="h1") == {"ok": "one: h1 drains"}
+    one.wait_for(0)
+    result = project.send("one.nap", 0.0)
+    project.wait(lambda: project.depth("one") == 1, description="a task that waits")
+    assert project.ask("env_resume_host", "one", host="h1") == {"ok": "one: h1 serves again"}
+    assert result.get(timeout=PATIENCE) == ""
+
+
 def test_what_a_paused_worker_was_about_to_get_goes_back_to_the_queue(one: Members) -> None:
     """It waits for a message when it hears of the order, and Redis gives it the next one."""
     one.start("h1")

@@ -37,8 +37,9 @@ from .tracing import trace
 
 if TYPE_CHECKING:
     from .client.install import init
+    from .client.local_run import workflow
     from .client.mapping import map, map_task
-    from .client.run import run, with_runcontext, workflow
+    from .client.run import run, with_runcontext
 
 __version__ = "0.1.0"
 
@@ -92,7 +93,7 @@ _NEEDS_CELERY = {
     "map_task": "client.mapping",
     "run": "client.run",
     "with_runcontext": "client.run",
-    "workflow": "client.run",
+    "workflow": "client.local_run",
 }
 
 

@@ -17,11 +17,11 @@ resources              {"cpu", "memory", "gpu", "disk", "shm"}         worker: a
 env_vars               {name: value}                                   worker: a replica with these variables
 secrets                list of {"key", "group", ...}, never a value    worker: a replica with these secrets
 interruptible          bool                                            nobody; `ctx` and tools may look
-queue                  text                                            nobody: the Celery queue is the environment's
 ```
 Before all of them stands `"beside": true` where the call needs replicas other than the environment's own, so that who
 counts the queue's messages need not read them.
-`short_name` travels as Celery's `shadow`. What is not in `_OPTIONS` stays with the caller.
+`short_name` travels as Celery's `shadow`. `queue` does not travel: the Celery queue of a call is its environment's, and
+another one is refused. What is not in `_OPTIONS` stays with the caller.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .cache import Cache, FunctionBodyPolicy, VersionParameters
 from .devices import Device
-from .names import OVERRIDES_HEADER
+from .names import OVERRIDES_HEADER, queue_name
 from .resources import Resources
 from .retry import Backoff, RetryStrategy
 from .reuse import ReusePolicy
@@ -73,8 +73,16 @@ def dumped(task: TaskTemplate[Any, Any]) -> dict[str, Any]:
     """The message headers that tell of a task's overrides; empty when there are none that travel.
 
     Raises:
-        ValueError: A value has a type that no worker can act on; `override` itself does not check all of them.
+        ValueError: A value has a type that no worker can act on, or names another queue; `override` itself does not
+            check all of them.
     """
+    if (queue := task.overrides.get("queue")) is not None and queue != queue_name(task.parent_env_name):
+        raise ValueError(
+            f"queue={queue!r} of {task.name} is not possible: its calls go to the queue of its environment, "
+            f"{queue_name(task.parent_env_name)!r}, whose workers alone have its resources, variables and secrets. For "
+            "other workers make an environment of another name with `clone_with`, and decorate the function with its "
+            "`task`."
+        )
     options = {name: option.dump(task) for name, option in _OPTIONS.items() if name in task.overrides}
     if not options:
         return {}
@@ -339,5 +347,4 @@ _OPTIONS: dict[str, _Option] = {
     "secrets": _Option(_dump_secrets, _load_secrets, of_replica=True),
     "max_attempts": _plain("max_attempts", int),
     "interruptible": _plain("interruptible", bool),
-    "queue": _plain("queue", str),
 }

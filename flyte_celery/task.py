@@ -107,7 +107,8 @@ class TaskTemplate(Generic[P, R_co]):
     interruptible: bool = False
     max_inline_io_bytes: int = MAX_INLINE_IO_BYTES
     queue: str | None = None
-    """Flyte's cluster queue. It is kept, and changes nothing here: the environment's Celery queue always wins."""
+    """Flyte's cluster queue. It is kept, and changes nothing here: calls go to the environment's Celery queue. Calls
+    of a task whose `queue` was overridden with another name are refused."""
 
     triggers: tuple[Any, ...] = ()
     links: tuple[Any, ...] = ()

@@ -25,6 +25,7 @@ from kombu.utils.encoding import bytes_to_str, ensure_bytes
 
 from .. import kombu_json, suspension
 from ..context import current_run
+from ..fleet.revoked import TellsReasons
 from ..fleet.scripts import script
 from ..fleet.storing import UNFENCED, Fence, NextAttempt, NotOwnedError, Store, arguments, followed, nothing, store
 from ..names import is_replies_key
@@ -436,11 +437,11 @@ def _late(results: list[Any], timeout: float | None) -> CeleryTimeoutError:
     )
 
 
-class RepliesBackend(_Replies, RedisBackend):
+class RepliesBackend(TellsReasons, _Replies, RedisBackend):
     """Results on a Redis server."""
 
 
-class SentinelRepliesBackend(_Replies, SentinelBackend):
+class SentinelRepliesBackend(TellsReasons, _Replies, SentinelBackend):
     """Results on a Redis server that is found by Sentinels."""
 
 

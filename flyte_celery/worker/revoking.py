@@ -19,6 +19,7 @@ from celery.worker.control import Panel, ok
 
 from ..fleet.begun import begun
 from ..fleet.connection import connect_to_broker
+from ..fleet.revoked import note_reason
 from .pool import ReplicaPool
 
 logger = get_logger("flyte_celery.worker")
@@ -29,9 +30,14 @@ def register() -> None:
     Panel.register(type="control", variadic="task_id", signature="[id1 [id2 [... [idN]]]]")(revoke)
 
 
-def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **options: Any) -> Any:
+def revoke(
+    state: Any, task_id: Any, terminate: bool = False, signal: Any = None, reason: str | None = None, **options: Any
+) -> Any:
     """Celery's `revoke`; a task that runs elsewhere is left to its worker, one whose time has not come ends now."""
     task_ids = {str(each) for each in maybe_list(task_id) or ()}
+    if reason is not None:
+        for each in task_ids:
+            note_reason(each, str(reason))
     pool = state.consumer.pool
     running = set() if terminate else _running(state.app, pool, task_ids)
     worker_state.revoked.update(running)

@@ -19,7 +19,7 @@ from celery.exceptions import TimeoutError as CeleryTimeoutError
 
 import flyte_celery as flyte
 from flyte_celery.client.mapping import WINDOW
-from flyte_celery.client.run import ActionPhase
+from flyte_celery.client.run_handle import ActionPhase, Run
 from flyte_celery.errors import ActionAbortedError, RuntimeUserError
 from flyte_celery.names import wait_key
 from tests.helpers.projects import PATIENCE, Project
@@ -40,6 +40,7 @@ SOURCE = """
     aio = flyte.TaskEnvironment("calls", reusable=flyte.ReusePolicy(replicas=1, concurrency=50, idle_ttl=3600))
     snc = flyte.TaskEnvironment("sync-calls", reusable=flyte.ReusePolicy(replicas=1, idle_ttl=3600))
     snc2 = flyte.TaskEnvironment("more-calls", reusable=flyte.ReusePolicy(replicas=1, idle_ttl=3600))
+    unserved = flyte.TaskEnvironment("unserved-calls")
     running = 0
 
 
@@ -92,6 +93,16 @@ SOURCE = """
             (here / f"{name}-cancelled").touch()
             raise
         return name
+
+
+    @aio.task(bind=True)
+    async def says_how_far(self: Any, name: str) -> str:
+        self.update_state(state="PROGRESS", meta={"done": 1})
+        return await stays.func(name)
+
+
+    @unserved.task
+    async def unserved_task() -> None: ...
 
 
     @aio.task
@@ -406,7 +417,8 @@ def test_the_handle_of_a_run(project: Project, proj: ModuleType) -> None:
     run = flyte.run(proj.stays, name)
     project.wait((project.folder / name).exists)
     assert run.id == run.name == run.result.id
-    assert (run.done(), run.phase in (ActionPhase.QUEUED, ActionPhase.RUNNING)) == (False, True)
+    assert not run.done()
+    project.wait(lambda: run.phase is ActionPhase.RUNNING)  # though it has stored no state
     with pytest.raises(TimeoutError, match=r"has not ended within 0.1 s"):
         run.outputs(timeout=0.1)
     (project.folder / f"{name}-enough").touch()
@@ -416,6 +428,45 @@ def test_the_handle_of_a_run(project: Project, proj: ModuleType) -> None:
     run.raise_for_status()
     assert flyte.run(proj.pair, 1, 2).outputs() == (1, 2)
     assert flyte.run(proj.nothing).outputs() == (None,)
+
+
+def test_where_a_run_is(project: Project, proj: ModuleType) -> None:
+    """Also one that nobody serves, and one that has a state of its own."""
+    assert flyte.run(proj.unserved_task).phase is ActionPhase.QUEUED
+    name = uuid4().hex
+    run = flyte.run(proj.says_how_far, name)
+    project.wait(lambda: run.result.state == "PROGRESS")
+    assert run.phase is ActionPhase.RUNNING
+    (project.folder / f"{name}-enough").touch()
+    assert run.outputs(timeout=PATIENCE) == (name,)
+
+
+def test_the_same_code_handles_a_run_on_the_fleet_and_one_here(proj: ModuleType) -> None:
+    def handled(run: Run) -> tuple[Any, ...]:
+        run.wait(PATIENCE)
+        run.raise_for_status(timeout=PATIENCE)
+        run.abort("too late")
+        run.revoke(terminate=True)
+        assert run.id == run.result.id and run.result.ready() and run.name
+        assert (run.done(), run.cached, run.url) == (True, False, None)
+        return run.outputs(timeout=PATIENCE), run.result.get(timeout=PATIENCE)
+
+    async def awaited(run: Run) -> tuple[Any, ...]:
+        await run.wait.aio(timeout=PATIENCE)
+        await run.raise_for_status.aio()
+        await run.abort.aio("too late")
+        return await run.outputs.aio(PATIENCE), await run, await run.result
+
+    for mode in ("local", "remote"):
+        runner = flyte.with_runcontext(mode=mode)
+        assert handled(runner.run(proj.pair, 1, 2)) == ((1, 2), (1, 2))
+        assert asyncio.run(awaited(runner.run(proj.pair, 1, 2))) == ((1, 2), (1, 2), (1, 2))
+
+
+def test_a_wait_in_a_coroutine_has_an_end(proj: ModuleType) -> None:
+    run = flyte.run(proj.unserved_task)
+    with pytest.raises(TimeoutError, match=r"has not ended within 0.1 s"):
+        asyncio.run(run.outputs.aio(timeout=0.1))
 
 
 def test_a_run_that_fails_and_one_that_is_aborted(project: Project, proj: ModuleType) -> None:
@@ -430,7 +481,7 @@ def test_a_run_that_fails_and_one_that_is_aborted(project: Project, proj: Module
     aborted = flyte.run(proj.stays, name)
     project.wait((project.folder / name).exists)
     aborted.abort("enough")
-    with pytest.raises(ActionAbortedError):
+    with pytest.raises(ActionAbortedError, match=r"^The task was revoked: enough$"):
         aborted.outputs(timeout=PATIENCE)
     assert aborted.phase == ActionPhase.ABORTED
 

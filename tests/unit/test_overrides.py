@@ -45,6 +45,14 @@ def test_a_task_without_overrides_has_no_header() -> None:
     assert replica_options({"other": 1}) is None
 
 
+def test_a_queue_other_than_the_environments_is_refused_when_the_task_is_called() -> None:
+    moved = work.override(queue="other")
+    assert moved.queue == "other"
+    with pytest.raises(ValueError, match=r"^queue='other' of test-overrides.work is not possible: .* 'test-overrides'"):
+        dumped(moved)
+    assert dumped(moved.override(queue="test-overrides", retries=2)) == {OVERRIDES_HEADER: {"retries": 2}}
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -59,7 +67,6 @@ def test_a_task_without_overrides_has_no_header() -> None:
         {"max_attempts": 1},
         {"interruptible": True},
         {"interruptible": False},
-        {"queue": "other"},
         {"retries": 2, "interruptible": True, "max_inline_io_bytes": 5},
         {"reusable": "off"},
         {"reusable": ReusePolicy((1, 5), timedelta(minutes=2), 3, 45, "run")},
@@ -146,7 +153,7 @@ def test_a_foreign_header_counts_as_none(sent: Any, caplog: pytest.LogCaptureFix
 )
 def test_one_bad_option_leaves_the_others(bad: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     name = next(iter(bad))
-    good = {} if name == "queue" else {"queue": "other"}
+    good = {} if name == "max_attempts" else {"max_attempts": 2}
     with caplog.at_level(logging.WARNING):
         assert loaded({OVERRIDES_HEADER: {**bad, **good}}) == good
     assert f"override {name}=" in caplog.text

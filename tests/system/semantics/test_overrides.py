@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 from datetime import timedelta
 from types import ModuleType
+from typing import Any
 
 import pytest
 from celery import chain, chord, group
@@ -90,3 +92,16 @@ def test_a_foreign_header_leaves_the_worker_alone(tasks: ModuleType, suffix: str
 
 def test_eager_calls_have_them_too(tasks: ModuleType) -> None:
     assert tasks.strategy_sync.override(retries=4).apply(("eager-override", 4)).get() == 5
+
+
+@pytest.mark.parametrize("call", [
+    lambda task: task.delay(1, 1),
+    lambda task: task.s(1, 1),
+    lambda task: flyte.run(task, 1, 1),
+    lambda task: list(flyte.map(task, [1], [1])),
+    lambda task: asyncio.run(flyte.run.aio(task, 1, 1)),
+], ids=["delay", "signature", "run", "map", "run.aio"])  # fmt: skip
+def test_a_call_to_another_queue_is_refused_and_not_sent_elsewhere(tasks: ModuleType, call: Any) -> None:
+    with pytest.raises(ValueError, match=r"queue='other' of aio\.add is not possible"):
+        call(tasks.add.override(queue="other"))
+    assert tasks.add.override(queue="aio").delay(1, 1).get(timeout=PATIENCE) == 2

@@ -53,20 +53,26 @@ class Scene:
 
         Others with ready replicas come first, and may have all that there may be: so there may be a few more meanwhile.
         """
+        environment = member.environment
 
         def busy() -> bool:
-            self._refill(member.environment)
-            running = self.fleet.running(member)
-            marks = self.fleet.marks()
+            if not self.fleet.project.depth(environment):
+                if not member.replicas():
+                    self._make_room(environment)
+                self.keep_busy(environment)
+            running, marks = self.fleet.running(member), self.fleet.marks()
             return any(mark.task in running and mark.worker == member.name and mark.at > since for mark in marks)
 
-        client, environment = self.fleet.client, member.environment
-        seats = int(client.hget(names.fleet_key(environment, "sums"), "seats") or 0)
-        orders.scale(client, environment, 0, seats + _MORE)
         try:
             self.fleet.wait(busy, 30, f"a running task in {member.name}")
         finally:
-            orders.reset(client, environment)
+            orders.reset(self.fleet.client, environment)
+
+    def _make_room(self, environment: str) -> None:
+        client = self.fleet.client
+        more = int(client.hget(names.fleet_key(environment, "sums"), "seats") or 0) + _MORE
+        orders.scale(client, environment, 0, more)
+        orders.prewarm(client, environment, more)  # by the work alone those may be enough that the others have
 
     def _staying(self, environment: str) -> list[Member]:
         return [member for member in self.fleet.serving(environment) if not member.leaving]

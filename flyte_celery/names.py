@@ -215,9 +215,9 @@ def ends_key(queue: str) -> str:
     return f"{PREFIX}ends:{queue}"
 
 
-def turn_key(project: str) -> str:
-    """Who has looked lately for overdue tasks of environments without workers; `project` tells their names."""
-    return f"{PREFIX}turn:{project}"
+def turn_key(what: str) -> str:
+    """Which worker does, or has lately done, what one of several is to do."""
+    return f"{PREFIX}turn:{what}"
 
 
 def overdue_key(queue: str) -> str:

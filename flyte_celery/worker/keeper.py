@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import redis
 from celery.utils.log import get_logger
 
+from .. import names
 from ..clock import always_on
 from ..fleet.claims import MOST_OVERDUE, Claim, Claims, LeaseLostError
 from ..fleet.connection import does_not_run
@@ -308,6 +309,22 @@ class Keeper:
         if taken := self._ask(take, none, "Tasks for which there is a place here cannot be taken"):
             deliver(taken)
         return len(taken)
+
+    def keeps_turn(self, what: str, seconds: float) -> bool:
+        """Whether this worker is the one of its queue that does something now: who has done it goes on doing it.
+
+        Args:
+            what: Names it.
+            seconds: How long the others wait for a sign of life.
+
+        Raises:
+            redis.RedisError: Redis does not answer.
+        """
+        key, mine = names.turn_key(f"{what}:{self.claims.queue}"), self.claims.worker
+        if self._client.set(key, mine, nx=True, px=int(seconds * 1000)):
+            return True
+        holder: Any = self._client.get(key)
+        return holder == mine.encode() and bool(self._client.pexpire(key, int(seconds * 1000)))
 
     def passed_on(self) -> dict[str, int] | None:
         """How many tasks were passed on, by their need; None while Redis does not answer."""

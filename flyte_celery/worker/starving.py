@@ -30,6 +30,9 @@ logger = get_logger("flyte_celery.worker")
 #: Seconds between two looks.
 LOOK_EVERY = 1.0
 
+#: Seconds after which another worker looks at what was passed on, when the one that did has ended.
+TURN = 3.0
+
 #: Calls that are looked at, the first ones of each kind: as many as a noted wait may be for, see `replica.circles`.
 LOOKED_AT = 100
 
@@ -73,6 +76,8 @@ class Starving:
             self._since, self._errors = {}, {}
             return
         try:
+            if needs and not keeper.keeps_turn("starving", TURN):
+                needs = []
             calls = {call.task_id: call for call in [*self._queued(here), *self._passed_on(needs)]}
             found = self._never_ending(calls) if calls else {}
             self._since = {task_id: self._since.get(task_id, now) for task_id in found}

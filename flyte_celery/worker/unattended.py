@@ -97,7 +97,9 @@ class Unattended:
 
     def _has_turn(self, queues: Iterable[str]) -> bool:
         project = hashlib.sha1("/".join(queues).encode(), usedforsecurity=False).hexdigest()[:12]
-        return bool(self._client.set(names.turn_key(project), self._hostname, nx=True, px=int(LOOK_EVERY * 900)))
+        return bool(
+            self._client.set(names.turn_key(f"overdue:{project}"), self._hostname, nx=True, px=int(LOOK_EVERY * 900))
+        )
 
     def end_some(self, queue: str, first_ones: bool = True) -> tuple[int, float | None]:
         """End overdue tasks of a queue without a worker, `AT_ONCE` at most.

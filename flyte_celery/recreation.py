@@ -155,16 +155,26 @@ def made_again(pickled: bytes) -> BaseException:
 def fields_of(exc: BaseException) -> dict[str, Any]:
     """What an exception holds beside its `args`, with fields that live outside its `__dict__` (`OSError.errno`)."""
     fields: dict[str, Any] = {}
-    for cls in type(exc).__mro__:
-        for name, member in vars(cls).items():
-            outside = isinstance(member, (MemberDescriptorType, GetSetDescriptorType))
-            if outside and name != "args" and not name.startswith("__"):
-                with contextlib.suppress(AttributeError):
-                    value = getattr(exc, name)
-                    # None is also how a built-in class shows what is not there, and does not take it back as that.
-                    if value is not None or cls.__flags__ & _IS_MADE_IN_PYTHON:
-                        fields[name] = value
+    cls: Any = type(exc)
+    for name, shows_none in _outside(cls):
+        with contextlib.suppress(AttributeError):
+            if (value := getattr(exc, name)) is not None or not shows_none:
+                fields[name] = value
     return fields | vars(exc)
+
+
+@functools.lru_cache(maxsize=1024)
+def _outside(cls: Any) -> list[tuple[str, bool]]:
+    """Fields that instances of a class have outside their `__dict__`, and whether None stands for a missing one."""
+    return [
+        # So a built-in class shows what is not there, and it does not take it back as that.
+        (name, not each.__flags__ & _IS_MADE_IN_PYTHON)
+        for each in cls.__mro__
+        for name, member in vars(each).items()
+        if isinstance(member, (MemberDescriptorType, GetSetDescriptorType))
+        and name != "args"
+        and not name.startswith("__")
+    ]
 
 
 def users_class(cls: type[Any]) -> type[Any]:

@@ -12,7 +12,7 @@ import pytest
 from tests.docs.pages import PAGES, RABBITMQ_PAGE, REPOSITORY, Story, blocks
 
 #: Most blocks that may be left out, over all pages: those that install something or belong to a system's services.
-MOST_SKIPPED = 8
+MOST_SKIPPED = 9
 
 #: Have tests of their own: `test_demo.py`, with smaller sizes than the page's, and `tests/rabbitmq/test_page.py`.
 _ELSEWHERE = {REPOSITORY / "examples" / "digits" / "README.md", RABBITMQ_PAGE}

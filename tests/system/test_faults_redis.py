@@ -106,23 +106,27 @@ def test_a_redis_that_is_stopped_for_longer_than_the_lease_loses_nothing(fleet: 
 
 def test_a_worker_that_is_cut_off_loses_its_tasks_to_others_and_comes_back(fleet: Fleet) -> None:
     """Its connections stay open and nothing comes through, until the network heals."""
+    (other,) = fleet.serving("aio")
     tasks: list[str] = []
 
-    def runs_one(member: Member, since: float) -> bool:
-        """Whether the worker has begun a task; there are always more of them than the others have slots for."""
-        marks = fleet.marks()
-        if len(set(tasks).difference(mark.task for mark in marks if mark.event == "finish")) < 200:
+    def occupy(member: Member) -> None:
+        """Have a worker run tasks: the other one, which might have all replicas that may be, is stopped meanwhile."""
+        began = time.monotonic()
+
+        def runs() -> bool:
+            return any(m.worker == member.name and m.event == "start" and m.at > began for m in fleet.marks())
+
+        with fleet.stopped(other.worker.pid):
             tasks.extend(fleet.submit_many("aio.nap", 40, 0.5))
-        return any(mark.worker == member.name and mark.event == "start" and mark.at > since for mark in marks)
+            fleet.wait(runs, description=f"a task in {member.name}")
 
     with proxied(fleet, "aio") as member:
         assert member.proxy is not None
-        fleet.wait(lambda: runs_one(member, since=0.0), description="a task in the worker to be cut off")
+        occupy(member)
         member.proxy.stall()
         fleet.wait_for(tasks)
         member.proxy.heal()
-        healed = time.monotonic()
-        fleet.wait(lambda: runs_one(member, since=healed), description="a task in the worker that was cut off")
+        occupy(member)
         fleet.wait_for(tasks)
 
 

@@ -68,7 +68,7 @@ def busy(project: Project, *arguments: str, seconds: float, tasks: int = 2) -> W
 
 def test_sigterm_lets_running_tasks_finish_and_says_what_it_waits_for(project: Project) -> None:
     worker = project.start("snc")
-    running = [project.send("snc.sleep", 1.5, n) for n in range(2)]
+    running = [project.send("snc.sleep", 4.0, n) for n in range(2)]
     project.wait(lambda: project.status("snc")["running"] == 2)
     worker.terminate()
     assert worker.wait() == 0
@@ -142,7 +142,7 @@ def test_a_second_sigterm_and_sigquit_hand_back_at_once(project: Project, signal
 def test_ctrl_c_reaches_the_whole_group_and_only_the_worker_minds_it(project: Project) -> None:
     """A terminal signals every process of the foreground group; running tasks finish all the same."""
     worker = project.start("snc")
-    running = [project.send("snc.sleep", 1.5, n) for n in range(2)]
+    running = [project.send("snc.sleep", 4.0, n) for n in range(2)]
     project.wait(lambda: project.status("snc")["running"] == 2)
     os.killpg(worker.pid, signal.SIGINT)
     worker.wait()
@@ -196,7 +196,7 @@ def test_many_tasks_that_cannot_be_handed_back_hold_up_no_stop(project: Project,
 def test_prestop_and_sigterm_stop_it_once(project: Project) -> None:
     """A `preStop` hook that asks for a warm shutdown, then the kubelet's SIGTERM while tasks still run."""
     worker = project.start("snc")
-    running = [project.send("snc.sleep", 1.5, n) for n in range(2)]
+    running = [project.send("snc.sleep", 4.0, n) for n in range(2)]
     project.wait(lambda: project.status("snc")["running"] == 2)
     project.celery_app.control.shutdown()
     worker.wait_for_log("waiting up to")

@@ -6,6 +6,7 @@ Each process appends to a file of its own, one `write` per line, so a line is th
 from __future__ import annotations
 
 import os
+import threading
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -48,24 +49,34 @@ class Reader:
         #: How far each file was read, in bytes.
         self._read: dict[str, int] = {}
         self._marks: list[Mark] = []
+        #: Threads of a load and of a fault look at the same time.
+        self._lock = threading.Lock()
 
     def marks(self) -> list[Mark]:
         """Everything that was written since `forget`, in the order of time."""
-        for entry in os.scandir(self._folder):
-            begin = self._read.get(entry.name, 0)
-            if entry.stat().st_size > begin:
-                with open(entry.path, "rb") as file:
-                    file.seek(begin)
-                    data = file.read()
-                self._read[entry.name] = begin + len(data)
-                self._marks += [_mark(line) for line in data.decode().splitlines()]
-        self._marks.sort(key=lambda mark: mark.at)
-        return self._marks
+        with self._lock:
+            for file in self._folder.iterdir():
+                self._read_on(file)
+            self._marks.sort(key=lambda mark: mark.at)
+            return list(self._marks)
+
+    def _read_on(self, file: Path) -> None:
+        begin = self._read.get(file.name, 0)
+        if file.stat().st_size == begin:
+            return
+        with file.open("rb") as lines:
+            lines.seek(begin)
+            data = lines.read()
+        # A line over the boundary of two pages is written in two steps: its end comes with the next look.
+        whole = data[: data.rfind(b"\n") + 1]
+        self._read[file.name] = begin + len(whole)
+        self._marks += map(_mark, whole.decode().splitlines())
 
     def forget(self) -> None:
         """Leave out what was written so far."""
         self.marks()
-        self._marks = []
+        with self._lock:
+            self._marks = []
 
 
 @cache

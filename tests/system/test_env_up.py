@@ -257,7 +257,7 @@ def assert_gone_in_order(terminal: Terminal, below: list[int]) -> None:
     """It ended with status 0, took everything with it, and nothing was said that alarms."""
     assert terminal.wait() == 0
     assert not [pid for pid in below if processes.alive(pid)]
-    assert not [word for word in DISORDER if word in terminal.shown()]
+    assert not [word for word in DISORDER if word in terminal.shown()], terminal.shown()
 
 
 def test_ctrl_c_lets_running_tasks_finish(terminal: Terminal, redis_url: str) -> None:

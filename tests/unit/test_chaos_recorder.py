@@ -31,3 +31,13 @@ def test_what_is_forgotten_is_left_out(tmp_path: Path) -> None:
     reader.forget()
     write(tmp_path / "7", "b start 7 w 2.0")
     assert reader.marks() == [Mark("b", "start", 7, "w", 2.0)]
+
+
+def test_a_line_that_is_half_written_comes_when_it_is_whole(tmp_path: Path) -> None:
+    reader = Reader(tmp_path)
+    with (tmp_path / "7").open("a", buffering=1) as file:
+        file.write("a start 7 w 1.0\nb sta")
+        file.flush()
+        assert reader.marks() == [Mark("a", "start", 7, "w", 1.0)]
+        file.write("rt 7 w 2.0\n")
+    assert reader.marks()[1:] == [Mark("b", "start", 7, "w", 2.0)]

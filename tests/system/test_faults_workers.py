@@ -155,5 +155,5 @@ def test_no_task_is_lost_when_workers_die_between_two_steps_of_a_claim(fleet: Fl
             tasks.extend(fleet.submit("aio.nap", 0.2) for _ in range(150))
         return not any(victim.alive for victim in victims.values())
 
-    fleet.wait(all_dead, 40, f"the deaths of {', '.join(victims)}")
+    fleet.wait(all_dead, 90, f"the deaths of {', '.join(victims)}")
     fleet.wait_for(tasks)

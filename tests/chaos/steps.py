@@ -41,7 +41,7 @@ def prepare_to_die() -> None:
         case "claimed":
             _before(Claims, "claimed", lambda _, reply: bool(reply) and reply != -1 and last())
         case "delivered":
-            _before(Claiming, "_deliver_claim", lambda *_: last())
+            _before(Claiming, "_deliver_claims", lambda *_: last())
         case "stored":
             _before(Keeper, "ack", lambda *_: last())
         case "noted":

@@ -42,13 +42,13 @@ def is_cluster(client: redis.Redis) -> bool:
 
 
 def does_not_run(exc: BaseException) -> bool:
-    """Whether an error of a command says that the server does not run, or is loading, rather than be out of reach."""
-    seen: BaseException | None = exc
-    while seen is not None:
-        if isinstance(seen, ConnectionRefusedError | BusyLoadingError):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
+    """Whether an error of a command says that the server does not run, or is loading, rather than be out of reach.
+
+    Only what the error itself was made of counts: what was being handled when it came up is further down its chain, and
+    may be an older refusal.
+    """
+    origin = exc.__cause__ or exc.__context__
+    return isinstance(exc, BusyLoadingError) or isinstance(origin, ConnectionRefusedError | BusyLoadingError)
 
 
 def connect_to_broker(app: Any) -> redis.Redis | None:

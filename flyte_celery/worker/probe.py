@@ -36,8 +36,9 @@ class Probe:
         if self._asking is None or self._asking.is_alive():
             return False
         self._asking = None
-        if self._error is not None:
-            raise self._error
+        if (error := self._error) is not None:
+            # Raising replaces an error's context by what is being handled here; a cause stays.
+            raise error from (error.__cause__ or error.__context__)
         return True
 
     def _ask(self) -> None:

@@ -13,6 +13,9 @@ from tests.chaos.recorder import record
 
 app = flyte.init()
 
+# One task may be hit by fault after fault: only those that kill their own process are to be given up.
+UNLUCKY = 1000
+
 # The bounds are those of all workers together: enough for each of them to have some under load.
 snc = flyte.TaskEnvironment("snc", reusable=flyte.ReusePolicy(replicas=(4, 24), idle_ttl=3600))
 aio = flyte.TaskEnvironment("aio", reusable=flyte.ReusePolicy(replicas=(2, 16), concurrency=10, idle_ttl=3600))
@@ -20,7 +23,7 @@ zero = flyte.TaskEnvironment("zero", reusable=flyte.ReusePolicy(replicas=(0, 2),
 spare = flyte.TaskEnvironment("spare", reusable=flyte.ReusePolicy(replicas=(0, 1), idle_ttl=3600))
 
 
-@snc.task
+@snc.task(max_attempts=UNLUCKY)
 def sleep(task: str, seconds: float) -> str:
     record(task, "start")
     time.sleep(seconds)
@@ -34,7 +37,7 @@ def crash(task: str) -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
-@aio.task
+@aio.task(max_attempts=UNLUCKY)
 async def nap(task: str, seconds: float) -> str:
     record(task, "start")
     await asyncio.sleep(seconds)
@@ -55,7 +58,7 @@ async def crash_later(task: str, seconds: float) -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
-@aio.task
+@aio.task(max_attempts=UNLUCKY)
 async def block(task: str, seconds: float) -> str:
     record(task, "start")
     time.sleep(seconds)  # noqa: ASYNC251  this is the fault
@@ -63,7 +66,7 @@ async def block(task: str, seconds: float) -> str:
     return task
 
 
-@zero.task
+@zero.task(max_attempts=UNLUCKY)
 async def wake(task: str, seconds: float) -> str:
     record(task, "start")
     await asyncio.sleep(seconds)

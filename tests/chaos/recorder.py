@@ -55,10 +55,19 @@ class Reader:
     def marks(self) -> list[Mark]:
         """Everything that was written since `forget`, in the order of time."""
         with self._lock:
-            for file in self._folder.iterdir():
-                self._read_on(file)
+            self._read_all()
             self._marks.sort(key=lambda mark: mark.at)
             return list(self._marks)
+
+    def forget(self) -> None:
+        """Leave out what was written so far."""
+        with self._lock:
+            self._read_all()
+            self._marks.clear()
+
+    def _read_all(self) -> None:
+        for file in self._folder.iterdir():
+            self._read_on(file)
 
     def _read_on(self, file: Path) -> None:
         begin = self._read.get(file.name, 0)
@@ -71,12 +80,6 @@ class Reader:
         whole = data[: data.rfind(b"\n") + 1]
         self._read[file.name] = begin + len(whole)
         self._marks += map(_mark, whole.decode().splitlines())
-
-    def forget(self) -> None:
-        """Leave out what was written so far."""
-        self.marks()
-        with self._lock:
-            self._marks = []
 
 
 @cache

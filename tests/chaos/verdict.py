@@ -106,11 +106,14 @@ def judge(
 
     verdict = Verdict(tasks=sum(task.certain for task in tasks.values()), left=left)
     for task in tasks.values():
-        finished = task.ends != "SUCCESS" or bool(runs[task.id])
-        if task.certain and (states.get(task.id) is None or not finished):
+        state = states.get(task.id)
+        unproven = state == "SUCCESS" and not runs[task.id]
+        if task.certain and (state is None or unproven):
             verdict.lost.append(task.id)
-        elif (state := states.get(task.id)) is not None and state != task.ends:
-            verdict.broken.append(f"{task.id} ended as {state} instead of {task.ends}")
+        elif state not in (None, task.ends):
+            verdict.broken.append(
+                f"{task.id} ended as {state} instead of {task.ends}, started {len(starts[task.id])} time(s)"
+            )
         if task.starts is not None and len(starts[task.id]) != task.starts:
             verdict.broken.append(f"{task.id} was started {len(starts[task.id])} times instead of {task.starts}")
         _count_repeats(task.id, runs[task.id], losses, verdict)

@@ -145,15 +145,20 @@ def test_a_worker_that_wakes_up_does_not_run_what_it_had_been_given_before(fleet
     assert len(fleet.starts(task)) == 1
 
 
-def test_no_task_is_lost_when_workers_die_between_two_steps_of_a_claim(fleet: Fleet, start: Start) -> None:
-    """One worker for each step, which kills itself the second time it comes there."""
-    victims = {step: start("aio", die_at=f"{step}:2", ready=False) for step in steps.STEPS}
+def test_no_task_is_lost_when_workers_die_between_two_steps_of_a_claim(tmp_path: Path) -> None:
+    """One worker for each step, which kills itself the second time it comes there; no other has their replicas."""
+    fleet = Fleet(tmp_path / "fleet", LEASE, {"aio": 1})
     tasks: list[str] = []
+    try:
+        victims = {step: fleet.start("aio", die_at=f"{step}:2", ready=False) for step in steps.STEPS}
 
-    def all_dead() -> bool:
-        if not fleet.running() & set(tasks[-50:]):  # in waves, so that all have replicas, and wait at times
-            tasks.extend(fleet.submit("aio.nap", 0.2) for _ in range(150))
-        return not any(victim.alive for victim in victims.values())
+        def all_dead() -> bool:
+            if not fleet.project.depth("aio"):  # in waves, so that all have replicas, and wait at times
+                tasks.extend(fleet.submit("aio.nap", 0.2) for _ in range(150))
+            return not any(victim.alive for victim in victims.values())
 
-    fleet.wait(all_dead, 90, f"the deaths of {', '.join(victims)}")
-    fleet.wait_for(tasks)
+        fleet.wait(all_dead, 90, f"the deaths of {', '.join(victims)}")
+        fleet.repair()
+        fleet.wait_for(tasks)
+    finally:
+        fleet.close()

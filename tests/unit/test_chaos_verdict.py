@@ -39,6 +39,12 @@ def test_a_task_that_never_finished_is_lost_although_it_has_a_result() -> None:
     assert judged(run("a", 1, 0.0, None)).lost == ["t"]
 
 
+def test_a_task_that_was_given_up_is_not_lost_and_breaks_a_promise() -> None:
+    verdict = judged(*(run("a", pid, pid, None) for pid in range(3)), states={"t": "FAILURE"})
+    assert verdict.lost == []
+    assert verdict.broken == ["t ended as FAILURE instead of SUCCESS, started 3 time(s)"]
+
+
 def test_a_task_of_which_nobody_knows_whether_it_was_submitted_is_not_lost() -> None:
     assert judged(states={}, task=Submitted("t", certain=False)).lost == []
 

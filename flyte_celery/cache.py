@@ -6,6 +6,7 @@ import ast
 import hashlib
 import inspect
 import textwrap
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,6 +22,11 @@ _ALIASES: dict[str, CacheBehavior] = {
     **dict.fromkeys(("enable", "enabled", "on", "true", "yes"), "auto"),
     **dict.fromkeys(("off", "false", "no", "none"), "disable"),
 }
+
+
+#: CPython 3.11 raises SystemError where threads parse at the same time and a garbage collection comes between
+#: (gh-106905), as with a web server's first calls of a cached task.
+_parsing = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,9 @@ class FunctionBodyPolicy:
         if params.func is None:
             return ""
         try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(params.func)))
+            source = textwrap.dedent(inspect.getsource(params.func))
+            with _parsing:
+                tree = ast.parse(source)
         except (OSError, TypeError, SyntaxError) as error:
             raise ValueError(
                 f"The source of {params.func!r} cannot be read ({error}), so no cache version follows from it: "

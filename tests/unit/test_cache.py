@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -211,3 +214,23 @@ def test_code_that_cannot_be_read_is_a_value_error_with_the_way_out() -> None:
     for function in (len, namespace["made"]):
         with pytest.raises(ValueError, match="version_override"):
             version(function)
+
+
+@pytest.fixture
+def interrupting_collections() -> Iterator[None]:
+    """Garbage is collected often, and other threads run meanwhile, as with finalizers that wait for something."""
+
+    def let_others_run(phase: str, info: dict[str, int]) -> None:
+        time.sleep(0.0001)
+
+    before = gc.get_threshold()
+    gc.callbacks.append(let_others_run)
+    gc.set_threshold(20)
+    yield
+    gc.set_threshold(*before)
+    gc.callbacks.remove(let_others_run)
+
+
+def test_threads_that_ask_at_the_same_time_hear_the_same(interrupting_collections: None) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        assert len(set(threads.map(lambda _: version(Cache.__post_init__), range(200)))) == 1

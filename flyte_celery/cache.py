@@ -74,7 +74,7 @@ class FunctionBodyPolicy:
         if params.func is None:
             return ""
         try:
-            source = textwrap.dedent(inspect.getsource(params.func))
+            source = _source(params.func)
             with _parsing:
                 tree = ast.parse(source)
         except (OSError, TypeError, SyntaxError) as error:
@@ -83,6 +83,13 @@ class FunctionBodyPolicy:
                 "give one with Cache(..., version_override=...)."
             ) from error
         return hashlib.sha256((ast.dump(tree) + salt).encode()).hexdigest()
+
+
+def _source(function: Callable[..., Any]) -> str:
+    # What `exec` makes has this name, and so has what `python -c` runs, whose source Python 3.13 would give for it.
+    if inspect.getfile(inspect.unwrap(function)) == "<string>":
+        raise OSError("it was made by exec")
+    return textwrap.dedent(inspect.getsource(function))
 
 
 @dataclass

@@ -36,6 +36,10 @@ LOOKED_AT_BYTES = 1024 * 1024
 OVERDUE_PAUSE = 3
 OVERDUE_REST = 10
 
+#: Seconds after which another worker looks at a queue's first messages for overdue ones. Longer than the time between
+#: two looks of one worker, so that of a thousand workers one does it: in a full queue these are many bytes.
+FIRST_ONES_TURN = 1.5
+
 
 class LeaseLostError(Exception):
     """The worker's lease was over before it renewed it; its claims are somebody else's now."""
@@ -144,6 +148,7 @@ class Claims:
 
         Args:
             first_ones: Whether to look at the first messages of the queue, besides going on through the whole of it.
+                Of several workers one does that, until it has not for `FIRST_ONES_TURN` seconds.
             most: How many to claim; None for `MOST_OVERDUE`.
 
         Returns:
@@ -158,9 +163,11 @@ class Claims:
         most = MOST_OVERDUE if most is None else most
         self._next += most
         ends, through = names.ends_key(self.queue), names.overdue_key(self.queue)
-        keys = [names.workers_key(), self._claims, ends, through, names.needs_key(self.queue), *self.lists]
+        turn = names.turn_key(f"first-ones:{self.queue}")
+        keys = [names.workers_key(), self._claims, ends, through, names.needs_key(self.queue), turn, *self.lists]
         bounds = [most, LOOKED_AT, LOOKED_AT_BYTES, OVERDUE_PAUSE, OVERDUE_REST]
-        args = [self._member, first, *bounds, int(first_ones), names.need_key(self.queue, "")]
+        held_for = int(FIRST_ONES_TURN * 1000) if first_ones else 0
+        args = [self._member, first, *bounds, held_for, names.need_key(self.queue, "")]
         reply = script("overdue").run(self.client, keys, args)
         if reply == -1:
             raise LeaseLostError(f"The lease of {self.worker} on {self.queue!r} is over.")

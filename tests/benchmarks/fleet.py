@@ -154,7 +154,7 @@ def work(workers: list[Claims], at_once: int) -> Iterator[int]:
         worker.client.lpush(worker.queue, *[MESSAGE] * at_once)
         taken = worker.claimed(worker.client.execute_command(*worker.claim_command(at_once)))  # type: ignore[no-untyped-call]
         for claim in taken:
-            worker.sent(claim.id)
+            worker.sent(claim.id, str(claim.id))
         worker.flush()
         ends = [store("result", MESSAGE, 60, "", worker.fence(claim.id), finished=True) for claim in taken]
         script("store").run(worker.client, *arguments(ends))

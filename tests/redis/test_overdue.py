@@ -13,6 +13,7 @@ from flyte_celery import names
 from flyte_celery.attempts import end_of
 from flyte_celery.fleet import claims as claims_module
 from flyte_celery.fleet.claims import Claims, LeaseLostError
+from tests.helpers.waiting import wait_until
 
 QUEUE = "predict"
 LISTS = names.priority_lists(QUEUE)
@@ -53,6 +54,22 @@ def test_only_what_has_waited_too_long_is_claimed_in_its_order(claims: Claims, s
     left = tasks(server.lrange(QUEUE, 0, -1)[::-1])  # type: ignore[index]
     assert left == [each for n in range(30) for each in (f"soon-{n}", f"patient-{n}")]
     assert claims.claim_overdue() == ([], None)
+
+
+def test_one_of_several_workers_looks_at_the_first_ones(
+    claims: Claims, server: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And another one when that has stopped."""
+    other = Claims(server, QUEUE, names.PRIORITY_STEPS, "w2", 15.0)
+    other.take_lease()
+    assert claims.claim_overdue() == ([], None)
+    publish(server, "late-0", -5)
+    assert other.claim_overdue() == ([], None)
+    monkeypatch.setattr(claims_module, "FIRST_ONES_TURN", 0.01)
+    assert [claim.id for claim in claims.claim_overdue()[0]] == list(claims.held)
+    publish(server, "late-1", -5)
+    taken = wait_until(lambda: other.claim_overdue()[0], description="the other one's turn")
+    assert tasks([claim.message for claim in taken]) == ["late-1"]
 
 
 def test_as_many_as_fit_come_at_once(claims: Claims, server: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,16 @@
 -- Claim messages that have waited in a queue for longer than they may: their callers are told, though no replica is free
--- for them. They are nearly always among the first ones, which are looked at each time. Publishers note when one ends its
--- time, so where it is not there, and only then, somebody looks through the whole queue: in slices, each of which goes on
--- where the last one has stopped, whichever worker asked for that.
+-- for them. They are nearly always among the first ones, at which one worker looks each time. Publishers note when one
+-- ends its time, so where it is not there, and only then, somebody looks through the whole queue: in slices, each of which
+-- goes on where the last one has stopped, whichever worker asked for that.
 --
 -- KEYS  1 workers   2 claims   3 ends (sorted set of seconds in which the time of some message ends)
---       4 pass through the queue (hash)   5 needs (see pass_on.lua)   6.. priority lists
+--       4 pass through the queue (hash)   5 needs (see pass_on.lua)   6 who looks at the first messages
+--       7.. priority lists
 -- ARGV  1 worker   2 id of the first claim; those of the others count up from it   3 most messages to claim
 --       4 how many messages to look at in one go   5 bytes after which to look at no more
 --       6 ms between two slices   7 ms to rest after a pass, for each 1000 messages of it
---       8 "1" to look at the first messages, too   9 what the keys of the tasks with one need begin with
+--       8 ms after which others look at the first messages in this worker's place, 0 not to look at them
+--       9 what the keys of the tasks with one need begin with
 --
 -- A publisher writes the time, in seconds since the epoch, as "until" into the header of times (see attempts.py).
 -- A pass begins at the end of the lists where messages come: what others take or add moves nothing past it.
@@ -69,8 +71,12 @@ local function walk(list, from, backwards, look)
     return seen, true
 end
 
--- The first ones, which are in the front of what waits.
-for list = 6, ARGV[8] == '1' and #KEYS or 0 do
+-- The first ones, which are in the front of what waits: who looks at them goes on doing so, for all workers.
+local looks = ARGV[8] ~= '0' and (redis.call('GET', KEYS[6]) or ARGV[1]) == ARGV[1]
+if looks then
+    redis.call('SET', KEYS[6], ARGV[1], 'PX', ARGV[8])
+end
+for list = 7, looks and #KEYS or 0 do
     local late = {}
     walk(KEYS[list], 0, true, function(message)
         if is_late(message) then
@@ -92,7 +98,7 @@ local pass = redis.call('HMGET', KEYS[4], 'to', 'list', 'from', 'looked', 'not b
 if pass[5] and now_ms < tonumber(pass[5]) then
     return {tonumber(pass[5]) - now_ms, messages, needs}
 end
-local to, list, from, looked = pass[1], tonumber(pass[2] or 6), tonumber(pass[3] or 0), tonumber(pass[4] or 0)
+local to, list, from, looked = pass[1], tonumber(pass[2] or 7), tonumber(pass[3] or 0), tonumber(pass[4] or 0)
 if not to then
     if #redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', '(' .. now, 'LIMIT', 0, 1) == 0 then
         return {-1, messages, needs}

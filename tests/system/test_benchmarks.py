@@ -1,4 +1,4 @@
-"""Benchmarks are run by hand, on a quiet machine: here only that the fleet's still starts, as it uses what is inside."""
+"""Benchmarks are run by hand, on a quiet machine; here only that the fleet's still starts: it uses what is inside."""
 
 from __future__ import annotations
 

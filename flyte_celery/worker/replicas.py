@@ -266,7 +266,8 @@ class Replicas:
         """Start the launcher."""
         secret = self._serving.plan.secrets.environ  # these travel in the plan
         inherited = {name: value for name, value in os.environ.items() if name not in secret}
-        self._launcher = Launcher(self._serving.plan, {**inherited, **self._serving.environ})
+        plan = self._serving.plan
+        self._launcher = Launcher(plan, {**inherited, **self._serving.environ}, imports=plan.preload)
         if self._keep_until is not None:
             self._launcher.keep_until(self._keep_until)
         if self.hub is not None:

@@ -131,7 +131,6 @@ class ReplicaPool(BasePool):
             keeper.hand_back_now()
         elif self.serving.redelivers:
             self._expect_everything_again()
-        self._looks_again = False  # Celery has emptied the event loop
         self.start_timers(loop)
         self.on_change()
 

@@ -8,7 +8,9 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import redis
+from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError
+from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from ..embedded import client_url
@@ -98,7 +100,8 @@ def _master(urls: str, secure: dict[str, Any], options: Mapping[str, Any]) -> re
         arguments["db"] = int(part.path.strip("/") or 0)
         arguments["username"] = unquote(part.username) if part.username else None
         arguments["password"] = unquote(part.password) if part.password else None
-    kwargs = {**_TIMEOUTS, **(options.get("sentinel_kwargs") or {})}
+    # By itself a client asks a Sentinel that does not answer four times, with seconds in between.
+    kwargs = {**_TIMEOUTS, "retry": Retry(NoBackoff(), 0), **(options.get("sentinel_kwargs") or {})}
     found: Any = Sentinel(sentinels, sentinel_kwargs=kwargs, **arguments)  # type: ignore[no-untyped-call]
     client: redis.Redis = found.master_for(name)
     return client

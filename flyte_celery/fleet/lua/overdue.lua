@@ -93,6 +93,9 @@ if pass[5] and now_ms < tonumber(pass[5]) then
     return {tonumber(pass[5]) - now_ms, messages, needs}
 end
 local to, list, from, looked = pass[1], tonumber(pass[2] or 6), tonumber(pass[3] or 0), tonumber(pass[4] or 0)
+if list > #KEYS then
+    list, from = 6, 0  -- it was left by somebody who knows more lists than there are here
+end
 if not to then
     if #redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', '(' .. now, 'LIMIT', 0, 1) == 0 then
         return {-1, messages, needs}

@@ -120,8 +120,7 @@ class Claims:
         Its ids are never given again: when the reply is lost with the connection, the claims exist all the same, and
         `reclaim` finds them.
         """
-        self._asked = self._next
-        self._next += most + 1  # what BLMOVE has put aside comes besides
+        self._asked = self._new_ids(most + 1)  # what BLMOVE has put aside comes besides
         keys = [names.workers_key(), self._claims, self._inbox, *self.lists]
         return script("claim").command(keys, [self._member, self._asked, most])
 
@@ -137,11 +136,7 @@ class Claims:
         """
         assert self._asked is not None, "nothing was asked for"
         first, self._asked = self._asked, None
-        if reply == -1:
-            raise LeaseLostError(f"The lease of {self.worker} on {self.queue!r} is over.")
-        taken = [Claim(number, message) for number, message in enumerate(reply, first)]
-        self.held.update((claim.id, claim) for claim in taken)
-        return taken
+        return self._hold(self._answer(reply), first)
 
     def claim_overdue(self, first_ones: bool = True, most: int | None = None) -> tuple[list[Claim], float | None]:
         """Claim messages that have waited in the queue for longer than they may, and see what was passed on (`needs`).
@@ -159,23 +154,17 @@ class Claims:
             LeaseLostError: The worker may not claim any more.
             redis.RedisError: Redis does not answer, or refuses; what it claimed all the same `reclaim` finds.
         """
-        first = self._next
         most = MOST_OVERDUE if most is None else most
-        self._next += most
+        first = self._new_ids(most)
         ends, through = names.ends_key(self.queue), names.overdue_key(self.queue)
         turn = names.turn_key(f"first-ones:{self.queue}")
         keys = [names.workers_key(), self._claims, ends, through, names.needs_key(self.queue), turn, *self.lists]
         bounds = [most, LOOKED_AT, LOOKED_AT_BYTES, OVERDUE_PAUSE, OVERDUE_REST]
         held_for = int(FIRST_ONES_TURN * 1000) if first_ones else 0
         args = [self._member, first, *bounds, held_for, names.need_key(self.queue, "")]
-        reply = script("overdue").run(self.client, keys, args)
-        if reply == -1:
-            raise LeaseLostError(f"The lease of {self.worker} on {self.queue!r} is over.")
-        wait, messages, needs = reply
+        wait, messages, needs = self._answer(script("overdue").run(self.client, keys, args))
         self.needs = sorted(need.decode() for need in needs)
-        taken = [Claim(number, message) for number, message in enumerate(messages, first)]
-        self.held.update((claim.id, claim) for claim in taken)
-        return taken, None if wait < 0 else wait / 1000
+        return self._hold(messages, first), None if wait < 0 else wait / 1000
 
     def take(self, need: str, most: int) -> list[Claim]:
         """Claim messages that were passed on: the first ones with one need.
@@ -188,8 +177,7 @@ class Claims:
             LeaseLostError: The worker may not claim any more.
             redis.RedisError: Redis does not answer, or refuses; what it claimed all the same `reclaim` finds.
         """
-        first = self._next
-        self._next += most
+        first = self._new_ids(most)
         keys = [
             names.workers_key(),
             self._claims,
@@ -197,7 +185,8 @@ class Claims:
             names.passed_on_ends_key(self.queue),
         ]
         args = [self._member, first, most, names.need_key(self.queue, ""), need]
-        return self._taken(script("take").run(self.client, keys, args), first, placed=bool(need))
+        messages = self._answer(script("take").run(self.client, keys, args))
+        return self._hold(messages, first, placed=bool(need))
 
     def first_in_queue(self, most: int) -> list[bytes]:
         """The first messages of the queue, of each priority, which stay there.
@@ -220,18 +209,30 @@ class Claims:
             LeaseLostError: The worker may not claim any more.
             redis.RedisError: Redis does not answer, or refuses; what it claimed all the same `reclaim` finds.
         """
-        first = self._next
-        self._next += most
+        first = self._new_ids(most)
         keys = [names.workers_key(), self._claims, *self.lists]
         args = [self._member, first, most, LOOKED_AT, LOOKED_AT_BYTES]
-        return self._taken(script("beside").run(self.client, keys, args), first, placed=True)
+        messages = self._answer(script("beside").run(self.client, keys, args))
+        return self._hold(messages, first, placed=True)
 
-    def _taken(self, reply: Any, first: int, placed: bool) -> list[Claim]:
-        if reply == -1:
-            raise LeaseLostError(f"The lease of {self.worker} on {self.queue!r} is over.")
-        taken = [Claim(number, message, placed=placed) for number, message in enumerate(reply, first)]
+    def _new_ids(self, count: int) -> int:
+        """The first of so many ids, which are never given again."""
+        first, self._next = self._next, self._next + count
+        return first
+
+    def _hold(self, messages: Iterable[bytes], first: int, placed: bool = False) -> list[Claim]:
+        taken = [Claim(number, message, placed=placed) for number, message in enumerate(messages, first)]
         self.held.update((claim.id, claim) for claim in taken)
         return taken
+
+    def _answer(self, reply: Any) -> Any:
+        """What a script has answered that a worker without a lease gets -1 from."""
+        if reply == -1:
+            raise self._lost()
+        return reply
+
+    def _lost(self) -> LeaseLostError:
+        return LeaseLostError(f"The lease of {self.worker} on {self.queue!r} is over.")
 
     def pass_on(self, tasks: Iterable[tuple[int, str, float | None]]) -> None:
         """Pass claims on to workers that have what their tasks need.
@@ -260,8 +261,8 @@ class Claims:
             names.passed_on_key(self.queue),
             names.passed_on_ends_key(self.queue),
         ]
-        if len(args) > 2 and script("pass_on").run(self.client, keys, args) == -1:
-            raise LeaseLostError(f"The lease of {self.worker} on {self.queue!r} is over.")
+        if len(args) > 2:
+            self._answer(script("pass_on").run(self.client, keys, args))
 
     def reclaim(self, everything: bool = False) -> int:
         """Hand back claims that this worker never heard of: the replies that told of them were lost.
@@ -335,7 +336,7 @@ class Claims:
         del acks[:], burials[:]
         self._sent.clear()
         if not outcomes[0]:
-            raise LeaseLostError(f"The lease of {self.worker} on {self.queue!r} is over.")
+            raise self._lost()
 
     def owns(self, number: int) -> bool:
         """Ask Redis whether a claim still is this worker's: neither finished with its result, nor handed on.
@@ -398,9 +399,7 @@ class Claims:
         ]
         for claim in claims:
             self.held.pop(claim.id, None)
-        answers = script("park").run(self.client, keys, args)
-        if answers == -1:
-            raise LeaseLostError(f"The lease of {self.worker} on {self.queue!r} is over.")
+        answers = self._answer(script("park").run(self.client, keys, args))
         due_now = [claim for claim, answer in zip(claims, answers, strict=True) if answer == 2]
         self.held.update((claim.id, claim) for claim in due_now)
         return due_now

@@ -8,7 +8,10 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import redis
+from redis.backoff import NoBackoff
+from redis.connection import UnixDomainSocketConnection
 from redis.exceptions import BusyLoadingError
+from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from ..embedded import client_url
@@ -41,13 +44,15 @@ def is_cluster(client: redis.Redis) -> bool:
     return bool(info.get("cluster_enabled"))
 
 
-def does_not_run(exc: BaseException) -> bool:
+def does_not_run(client: redis.Redis, exc: BaseException) -> bool:
     """Whether an error of a command says that the server does not run, or is loading, rather than be out of reach.
 
     Only what the error itself was made of counts: what was being handled when it came up is further down its chain, and
     may be an older refusal.
     """
     origin = exc.__cause__ or exc.__context__
+    if isinstance(origin, FileNotFoundError):  # a server that ends takes its socket away; with TLS it is a certificate
+        return issubclass(client.connection_pool.connection_class, UnixDomainSocketConnection)
     return isinstance(exc, BusyLoadingError) or isinstance(origin, ConnectionRefusedError | BusyLoadingError)
 
 
@@ -98,7 +103,8 @@ def _master(urls: str, secure: dict[str, Any], options: Mapping[str, Any]) -> re
         arguments["db"] = int(part.path.strip("/") or 0)
         arguments["username"] = unquote(part.username) if part.username else None
         arguments["password"] = unquote(part.password) if part.password else None
-    kwargs = {**_TIMEOUTS, **(options.get("sentinel_kwargs") or {})}
+    # By itself a client asks a Sentinel that does not answer four times, with seconds in between.
+    kwargs = {**_TIMEOUTS, "retry": Retry(NoBackoff(), 0), **(options.get("sentinel_kwargs") or {})}
     found: Any = Sentinel(sentinels, sentinel_kwargs=kwargs, **arguments)  # type: ignore[no-untyped-call]
     client: redis.Redis = found.master_for(name)
     return client

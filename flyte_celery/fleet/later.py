@@ -11,7 +11,6 @@ the worker's.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -140,7 +139,8 @@ def move_all_due(client: redis.Redis) -> None:
     Raises:
         redis.RedisError: Redis does not answer, or refuses. What it refuses for one queue holds up no other.
     """
-    queues: Any = client.zrangebyscore(names.later_queues_key(), "-inf", time.time() * 1000)
+    now: Any = client.time()
+    queues: Any = client.zrangebyscore(names.later_queues_key(), "-inf", now[0] * 1000 + now[1] // 1000)
     refused: dict[str, redis.ResponseError] = {}
     for queue in [each.decode() for each in queues]:
         try:

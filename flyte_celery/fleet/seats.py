@@ -24,9 +24,6 @@ from .scripts import script
 #: Seconds for which the numbers of a fleet are kept after its last worker has said anything.
 KEPT = 24 * 3600
 
-#: Looks between two times that `KEPT` is said again.
-_SAY_AGAIN = 500
-
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -197,7 +194,6 @@ class Seats:
         self._worker = worker
         self._lease = lease
         self.place = place
-        self._looks = 0
 
     def report(self, report: Report, most: int, slots: int, now: float | None = None) -> View:
         """Say what there is and hear what may be; renews the worker's lease.
@@ -213,8 +209,6 @@ class Seats:
             redis.RedisError: Nothing is known, and nothing may be started.
         """
         place = self.place
-        kept = KEPT if self._looks % _SAY_AGAIN == 0 else 0
-        self._looks += 1
         args = [
             "report",
             "" if now is None else int(now * 1000),
@@ -239,7 +233,7 @@ class Seats:
             place.host_millicores,
             place.host_megabytes,
             names.host_shares_key(""),
-            kept,
+            KEPT,
             report.ready,
             int(report.may_start),
         ]

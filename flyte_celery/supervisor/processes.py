@@ -142,10 +142,16 @@ class Launcher:
         environ: Environment variables of the launcher and, by inheritance, of every replica. They are set before
             any user module is imported.
         module: The program, run with `python -m`.
+        imports: Whether the program first imports the application, and reads no command before it says `Preloaded`.
     """
 
     def __init__(
-        self, config: object, environ: Mapping[str, str], module: str = "flyte_celery.replica.preload"
+        self,
+        config: object,
+        environ: Mapping[str, str],
+        module: str = "flyte_celery.replica.preload",
+        *,
+        imports: bool = False,
     ) -> None:
         ours, theirs = socket.socketpair()
         # A session of its own: Ctrl-C and signals to the worker's process group must not reach running tasks.
@@ -159,10 +165,15 @@ class Launcher:
         theirs.close()
         self.line = Line(ours)
         # A command with a descriptor is one sendmsg call that must not be cut, so this socket blocks; the launcher
-        # reads at once, and its commands are tiny.
+        # reads at once, but while it imports, and its commands are tiny.
         ours.setblocking(True)
         ours.sendall(encode(config))
         self.ended = False
+        #: Starts, with their open files, that wait until the launcher reads; None when it does. An import may take
+        #: minutes, and a full socket would stop the worker's event loop.
+        self._held: list[tuple[bytes, list[int]]] | None = [] if imports else None
+        #: Until when replicas may live, as was last said.
+        self._moment: float | None = None
 
     @property
     def pid(self) -> int:
@@ -180,19 +191,33 @@ class Launcher:
             The worker's end of the replica's socket; it reads end of file when the replica is gone.
         """
         ours, theirs = socket.socketpair()
-        try:
-            message = encode(replace(start, files=len(files)))
-            socket.send_fds(self.line.sock, [message], [theirs.fileno(), *files])
-        except OSError:
-            pass  # the launcher is gone: both its socket and this replica's read end of file
-        finally:
-            theirs.close()
+        message, given = encode(replace(start, files=len(files))), [theirs.fileno(), *files]
+        if self._held is None:
+            self._ask(message, given)
+        else:
+            self._held.append((message, [os.dup(each) for each in given]))
+        theirs.close()
         return Line(ours)
 
     def keep_until(self, moment: float) -> None:
         """Have every replica ended at a moment (by `clock.always_on`) unless this is called again."""
+        self._moment = moment
+        if self._held is None:
+            self._ask(encode(KeepUntil(moment)))
+
+    def _ask(self, message: bytes, files: Sequence[int] = ()) -> None:
+        # Where the launcher is gone, its socket and a replica's read end of file.
         with contextlib.suppress(OSError):
-            self.line.sock.sendall(encode(KeepUntil(moment)))
+            socket.send_fds(self.line.sock, [message], files)
+
+    def _reads_now(self) -> None:
+        """Send what has waited; a replica is started only when it is known until when it may live."""
+        held, self._held = self._held or [], None
+        if self._moment is not None:
+            self.keep_until(self._moment)
+        for message, files in held:
+            self._ask(message, files)
+            _close(files)
 
     def receive(self) -> list[LauncherEvent]:
         """Everything that the launcher reported since the last call; call it when `line` is readable."""
@@ -202,16 +227,26 @@ class Launcher:
         finally:
             if not self.line.closed:
                 self.line.sock.setblocking(True)
+        if any(isinstance(event, Preloaded) for event in events):
+            self._reads_now()
         if closed and not self.ended:
             self.ended = True
+            self._drop()
             events.append(LauncherEnded(self._reap()))
         return events
 
     def close(self) -> None:
         """End the launcher and every replica that is left. Safe to call twice."""
         self.ended = True
+        self._drop()
         self.line.close()  # end of file is the launcher's order to kill its children and exit
         self._reap()
+
+    def _drop(self) -> None:
+        """What has waited is not started any more: those replicas' sockets read end of file."""
+        held, self._held = self._held or [], None
+        for _, files in held:
+            _close(files)
 
     def _reap(self) -> int | None:
         try:
@@ -219,6 +254,11 @@ class Launcher:
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()
+
+
+def _close(files: Sequence[int]) -> None:
+    for each in files:
+        os.close(each)
 
 
 def kill(pid: int, signum: int = signal.SIGKILL) -> None:

@@ -143,10 +143,10 @@ class Keeper:
             self.on_proof(until)
 
     def refused(self, exc: redis.RedisError) -> None:
-        """Redis did not answer. Where its port says that it does not run, nobody else has this worker's seats."""
+        """Redis did not answer. Where its port, or socket, says that it does not run, nobody else has the seats."""
         self._away = True
         self._probe.ask()
-        if does_not_run(exc):
+        if does_not_run(self._client, exc):
             self.proven(always_on())
 
     def _ask(self, command: Callable[[], T], otherwise: T, trouble: str = "") -> T:

@@ -39,8 +39,7 @@ class TimeLimits:
         if not job.on_loop and job.number not in replica.suspended:
             self._replicas.kill(replica, StopReason.TERMINATED)
             return
-        replica.line.send((wire.CANCEL, job.number, None))
-        self._replicas.flush(replica)
+        self._replicas.send(replica, (wire.CANCEL, job.number, None))
         hub = self._replicas.hub
         if hub is not None:
             job.timers.append(hub.call_later(self.patience, self._replicas.kill, replica, StopReason.TERMINATED))
@@ -48,8 +47,7 @@ class TimeLimits:
     def _over_soft_limit(self, job: Job) -> None:
         if (replica := self.owner(job)) is not None and job.soft_limit:
             job.on_timeout(True, job.soft_limit)
-            replica.line.send((wire.CANCEL, job.number, job.soft_limit))
-            self._replicas.flush(replica)
+            self._replicas.send(replica, (wire.CANCEL, job.number, job.soft_limit))
 
     def _over_hard_limit(self, job: Job) -> None:
         if self.owner(job) is not None and job.hard_limit:

@@ -131,7 +131,6 @@ class ReplicaPool(BasePool):
             keeper.hand_back_now()
         elif self.serving.redelivers:
             self._expect_everything_again()
-        self._looks_again = False  # Celery has emptied the event loop
         self.start_timers(loop)
         self.on_change()
 
@@ -349,13 +348,9 @@ class ReplicaPool(BasePool):
                 continue
             if group.by_run:
                 self.run_scope.bind(replica, job)
-            job.replica = replica.number
-            replica.jobs[job.number] = job
-            self.replicas.loaded(replica)
             if job.claim is not None and self.serving.keeper is not None:
                 self.serving.keeper.sent(job.claim, job.task_id)
-            replica.line.keep(job.frame)
-            self.replicas.flush_soon(replica)
+            self.replicas.give(replica, job)
 
     def _consider_beside(self) -> None:
         """Once per turn of the event loop, if there is anything beside the environment's own replicas."""

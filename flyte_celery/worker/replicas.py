@@ -51,6 +51,7 @@ from ..supervisor.wire import Line
 from .breaches import stop_reason
 from .groups import Group, devices_of
 from .job import Job
+from .outbox import Outbox
 from .recycling import Life
 from .serving import Serving
 
@@ -157,8 +158,7 @@ class Replicas:
         self._launcher: Launcher | None = None
         #: What the launcher was last told of, see `keep_until`.
         self._keep_until: float | None = None
-        #: Replicas for which something was noted in this turn of the event loop.
-        self._unwritten: list[Replica] = []
+        self._outbox = Outbox()
         #: The worker's event loop, None before it runs.
         self.hub: Any = None
         #: Seconds from asking for a replica to its readiness, the last ones; for status and figures.
@@ -216,8 +216,7 @@ class Replicas:
             while replica.resuming and self._has_slot(replica):
                 number = replica.resuming.popleft()
                 replica.suspended.discard(number)
-                replica.line.send((wire.GO, number))
-                self.flush(replica)
+                self.send(replica, (wire.GO, number))
 
     def _has_slot(self, replica: Replica) -> bool:
         if self._parked(replica) and self.live(replica.group) >= replica.group.limits.highest:
@@ -266,7 +265,8 @@ class Replicas:
         """Start the launcher."""
         secret = self._serving.plan.secrets.environ  # these travel in the plan
         inherited = {name: value for name, value in os.environ.items() if name not in secret}
-        self._launcher = Launcher(self._serving.plan, {**inherited, **self._serving.environ})
+        plan = self._serving.plan
+        self._launcher = Launcher(plan, {**inherited, **self._serving.environ}, imports=plan.preload)
         if self._keep_until is not None:
             self._launcher.keep_until(self._keep_until)
         if self.hub is not None:
@@ -315,37 +315,23 @@ class Replicas:
     def watch(self, hub: Any) -> None:
         """Register every socket with the (new) event loop."""
         self.hub = hub
-        self._write_all()  # what the loop was asked to do may be forgotten
+        self._outbox.watch(hub)
         if self._launcher is not None:
             hub.add_reader(self._launcher.line.fileno(), self._on_launcher)
         for replica in self:
             if not replica.line.closed:
                 hub.add_reader(replica.line.fileno(), self._on_readable, replica)
 
-    def flush_soon(self, replica: Replica) -> None:
-        """Write what the socket is to take with everything else of this turn of the event loop."""
-        if self.hub is None:
-            replica.line.flush()
-        elif replica not in self._unwritten:
-            if not self._unwritten:
-                # Not `call_soon`: what a timer asks for by that waits until the loop has polled, a second or more.
-                self.hub.call_later(0, self._write_all)
-            self._unwritten.append(replica)
+    def send(self, replica: Replica, message: Any) -> None:
+        """Tell a replica something now."""
+        self._outbox.send(replica.line, message)
 
-    def _write_all(self) -> None:
-        unwritten, self._unwritten = self._unwritten, []
-        for replica in unwritten:
-            replica.line.flush()
-            self.flush(replica)
-
-    def flush(self, replica: Replica) -> None:
-        """See that what the socket did not take at once is written when it can be."""
-        if replica.line.pending and self.hub is not None:
-            self.hub.call_later(0.001, self._retry_flush, replica)
-
-    def _retry_flush(self, replica: Replica) -> None:
-        replica.line.flush()
-        self.flush(replica)
+    def give(self, replica: Replica, job: Job) -> None:
+        """Have a replica run a task, which it hears with everything else of this turn of the event loop."""
+        job.replica = replica.number
+        replica.jobs[job.number] = job
+        self.loaded(replica)
+        self._outbox.keep(replica.line, job.frame)
 
     def kill(self, replica: Replica, reason: StopReason) -> None:
         """End a replica's process now, whatever it does."""
@@ -396,8 +382,7 @@ class Replicas:
         for action in step(replica.child, event, time.monotonic()):
             match action:
                 case Stop():
-                    replica.line.send((wire.STOP,))
-                    self.flush(replica)
+                    self.send(replica, (wire.STOP,))
                 case Kill():
                     self.kill(replica, replica.child.reason or StopReason.CRASHED)
                 case HandBack(cause):

@@ -76,10 +76,14 @@ class Starving:
             self._since, self._errors = {}, {}
             return
         try:
+            offers = keeper.offers() or []
+            if not any(offer.get("waits") for offer in offers):  # nobody keeps a device while it waits
+                self._since, self._errors = {}, {}
+                return
             if needs and not keeper.keeps_turn("starving", TURN):
                 needs = []
             calls = {call.task_id: call for call in [*self._queued(here), *self._passed_on(needs)]}
-            found = self._never_ending(calls) if calls else {}
+            found = self._never_ending(calls, offers)
             self._since = {task_id: self._since.get(task_id, now) for task_id in found}
             standing = [task_id for task_id, since in self._since.items() if now - since > LEASE]
             self._errors = {task_id: self._error(calls[task_id], found[task_id]) for task_id in standing}
@@ -124,11 +128,10 @@ class Starving:
                 if resources is not None and (chain := _chain(headers)):
                     yield Call(str(headers.get("id")), chain, self._serving.name, partial(_has, resources), need)
 
-    def _never_ending(self, calls: dict[str, Call]) -> dict[str, list[str]]:
+    def _never_ending(self, calls: dict[str, Call], offers: list[dict[str, Any]]) -> dict[str, list[str]]:
         """The calls that wait for ever, each with the ancestors that have the devices."""
         keeper = self._serving.keeper
-        offers = None if keeper is None else keeper.offers()
-        if keeper is None or not offers:
+        if keeper is None:
             return {}
         holders = {task_id: by for task_id, call in calls.items() if (by := starved_by(call, offers))}
         asked = sorted({ancestor for task_id in holders for ancestor in calls[task_id].ancestors})

@@ -107,8 +107,7 @@ class Stopping:
         pool = self._pool
         for job in pool.jobs.values():
             if job.on_loop and job.replica is not None and (replica := pool.replicas.get(job.replica)) is not None:
-                replica.line.send((wire.CANCEL, job.number, None))
-                pool.replicas.flush(replica)
+                pool.replicas.send(replica, (wire.CANCEL, job.number, None))
         pool.replicas.close(deadline + LAST_MOMENTS)
         self._turn()
         if pool.serving.keeper is not None:

@@ -76,8 +76,7 @@ class Timeouts:
         elif not isinstance(error, MaxQueuedTimeExceededError):
             job.exceeded = error
             logger.warning("%s", error)
-            replica.line.send((wire.EXCEEDED, job.number, error.code, str(error)))
-            self._replicas.flush(replica)
+            self._replicas.send(replica, (wire.EXCEEDED, job.number, error.code, str(error)))
             if (hub := self._replicas.hub) is not None:
                 job.timers.append(hub.call_later(self._limits.patience, self._goes_on, job, error))
 

@@ -125,12 +125,13 @@ class Unattended:
             taken, again = claims.claim_overdue(first_ones, AT_ONCE)
             if claims.needs and (over := claims.take("", AT_ONCE)):
                 taken, again = taken + over, again or 0.0
+            now: Any = self._client.time()  # by whose clock they are over
             unknown, renewed_at = [], time.monotonic()
             for claim in taken:
                 if time.monotonic() - renewed_at > self._lease / 3:
                     renewed_at = time.monotonic()
                     claims.renew_lease()
-                if not self._ended(claims, claim):
+                if not self._ended(claims, claim, now[0] + now[1] / 1e6):
                     unknown.append(claim)
             if unknown:
                 claims.hand_back(unknown)
@@ -148,7 +149,7 @@ class Unattended:
             claims.leave()
         return len(taken) - len(unknown), again
 
-    def _ended(self, claims: Claims, claim: Claim) -> bool:
+    def _ended(self, claims: Claims, claim: Claim, now: float) -> bool:
         """Whether a task could be ended here that has waited too long, or was revoked."""
         try:
             if self._fenced is None:
@@ -159,17 +160,16 @@ class Unattended:
             task = self._app.tasks[message.headers["task"]]
             request: Any = Request(message, app=self._app, task=task, hostname=self._hostname, eventer=self.eventer)
             if not request.revoked():
-                self._fail(request, claims.queue, fence)
+                self._fail(request, claims.queue, fence, now)
         except Exception as exc:  # the queue's own worker will meet it as well, and say it better
             logger.warning("%s: a task that has waited too long cannot be ended here: %r", claims.queue, exc)
             return False
         claims.ack(claim.id)
         return True
 
-    def _fail(self, request: Any, queue: str, fence: Fence) -> None:
+    def _fail(self, request: Any, queue: str, fence: Fence, now: float) -> None:
         environment, words = environments()[queue], f"{request.type}[{request.id}]"
         task = effective(environment.tasks[request.type], request.request_dict)
-        now = time.time()
         error = next(error for end, error in ends_of_waiting(task, request.request_dict, words) if end <= now)
         logger.warning("%s, and no worker serves %s.", str(error).rstrip("."), queue)
         ended_with = after_failure(request, task, error, fence)

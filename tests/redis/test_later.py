@@ -162,6 +162,21 @@ def test_any_worker_moves_what_is_due_of_any_queue(claims: Claims, server: redis
     assert everything(server) == {QUEUE}
 
 
+def test_it_is_moved_whatever_the_clock_of_who_looks(
+    claims: Claims, server: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (one,) = claim(claims, "one")
+    claims.park([(one, time.time() + 0.02)])
+    slow = time.time
+    monkeypatch.setattr(time, "time", lambda: slow() - 3600)
+
+    def moved() -> bool:
+        move_all_due(server)
+        return queued(server) == ["one"]
+
+    wait_until(moved)
+
+
 def test_a_priority_that_is_no_more_is_the_last_one_that_is(claims: Claims, server: redis.Redis) -> None:
     """Somebody has shortened `priority_steps`; what was parked before must not hold up what comes after it."""
     claims.park([(each, time.time() + 0.02) for each in claim(claims, "lazy", priority=9)])

@@ -134,6 +134,25 @@ def test_what_is_far_behind_is_found_when_its_time_was_noted(
     assert claims.claim_overdue()[0] == []
 
 
+def test_a_worker_with_fewer_priorities_goes_on(
+    claims: Claims, server: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While workers are replaced by others that know fewer lists, what is in those of both is found."""
+    monkeypatch.setattr(claims_module, "LOOKED_AT", 10)
+    for priority in (0, 9):
+        for n in range(20):
+            publish(server, f"patient-{n}", None, priority=priority)
+    publish(server, "late", -5)
+    note(server, -5)
+    while server.hget(names.overdue_key(QUEUE), "list") != str(len(LISTS)).encode():
+        claims.claim_overdue(first_ones=False)
+        time.sleep(0.01)
+    publish(server, "late too", -5)
+    fewer = Claims(server, QUEUE, (0,), "w2", 15.0)
+    fewer.take_lease()
+    assert sorted(itertools.chain(*look_through(fewer))) == ["late too"]
+
+
 def test_others_may_take_and_add_meanwhile(
     claims: Claims, server: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -463,6 +463,16 @@ def test_seats_are_given_back_when_a_worker_leaves_and_nothing_stays(fleet: Flee
     assert left == [names.workers_key().encode()]
 
 
+def test_nothing_stays_of_a_worker_that_dies(fleet: Fleet, server: redis.Redis) -> None:
+    """Also of what it has said only later, as one that was at zero when it came, or has been since."""
+    fleet.join()
+    for target in (0, 3, 0, 2):
+        fleet.want(target)
+        fleet.tick(2)
+        left = [key for key in server.scan_iter() if server.ttl(key) == -1]
+        assert left == [names.workers_key().encode()]
+
+
 @pytest.mark.parametrize("seed", range(int(os.environ.get("FLYTE_CELERY_TEST_SEEDS", "3"))))
 def test_whatever_happens_the_bounds_hold(server: redis.Redis, seed: int) -> None:
     """Workers join, leave, die, are cut off and come back, replicas crash, demand and bounds change, versions roll.

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
 from flyte_celery.errors import StarvationError
+from flyte_celery.fleet.scripts import script
 from tests.helpers.projects import PATIENCE, Project
 
 APP = """
@@ -142,6 +144,26 @@ def test_a_device_that_somebody_else_has_is_waited_for(host: Project) -> None:
     mark.unlink()
     assert held.get(timeout=LONG) == "held"
     assert parent.get(timeout=LONG) == "done"
+
+
+def test_where_nobody_waits_with_a_device_no_message_is_read(host: Project, redis_url: str) -> None:
+    """A worker whose devices others have looks once a second, and messages may be large."""
+    serve(host, "vision", "single")
+    mark = host.folder / "held"
+    held = host.send("vision.hold", str(mark))
+    host.wait(mark.exists, LONG, "the one that has the device")
+    waiting = [host.send("single.look") for _ in range(3)]
+    looks = 0
+    with redis.Redis.from_url(redis_url) as client, client.monitor() as monitor:
+        database = client.get_connection_kwargs()["db"]
+        while looks < 3:
+            seen = monitor.next_command()
+            if seen["db"] == database and seen["client_type"] != "lua":
+                assert not seen["command"].startswith("LRANGE single ")
+                looks += script("offers").sha in seen["command"]
+    mark.unlink()
+    assert held.get(timeout=LONG) == "held"
+    assert [result.get(timeout=LONG) for result in waiting] == ["done"] * 3
 
 
 def test_a_parent_that_does_not_wait_is_no_parent(host: Project) -> None:

@@ -12,6 +12,7 @@ import redis
 
 from flyte_celery import names
 from flyte_celery.errors import DeadlineExceededError, MaxQueuedTimeExceededError
+from flyte_celery.worker.unattended import Unattended
 from tests.helpers.projects import PATIENCE, Project
 
 SOURCE = """
@@ -106,6 +107,22 @@ def test_the_command_fails_them_where_nothing_runs(project: Project) -> None:
             result.get(timeout=LONG)
         assert not kept.ready()
         assert "have ended" not in project.celery("env", "reap").stdout
+
+
+def test_whose_clock_is_slow_fails_them_as_well(
+    project: Project, server: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is over is said by the server's clock."""
+    with project.imported() as module:
+        lone, result = module.lone.name, module.hurried.delay(1)
+        unattended = Unattended(module.app, server, "slow@here", lease=15.0)
+        project.wait(lambda: unattended.queues() == [lone], LONG, "the end of its time")
+        with monkeypatch.context() as patch:
+            slow = time.time
+            patch.setattr(time, "time", lambda: slow() - 30)
+            assert unattended.end_some(lone)[0] == 1
+        with pytest.raises(MaxQueuedTimeExceededError):
+            result.get(timeout=LONG)
 
 
 def test_two_workers_and_the_command_fail_each_task_once(project: Project) -> None:

@@ -98,7 +98,10 @@ local pass = redis.call('HMGET', KEYS[4], 'to', 'list', 'from', 'looked', 'not b
 if pass[5] and now_ms < tonumber(pass[5]) then
     return {tonumber(pass[5]) - now_ms, messages, needs}
 end
-local to, list, from, looked = pass[1], tonumber(pass[2] or 7), tonumber(pass[3] or 0), tonumber(pass[4] or 0)
+local to, list, from, looked = pass[1], tonumber(pass[2] or 1), tonumber(pass[3] or 0), tonumber(pass[4] or 0)
+if list > #KEYS - 6 then
+    list, from = 1, 0  -- it was left by somebody who knows more lists than there are here
+end
 if not to then
     if #redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', '(' .. now, 'LIMIT', 0, 1) == 0 then
         return {-1, messages, needs}
@@ -106,19 +109,19 @@ if not to then
     to = now
 end
 local late = {}
-local seen, goes_on = walk(KEYS[list], from, false, function(message, index)
+local seen, goes_on = walk(KEYS[6 + list], from, false, function(message, index)
     if #messages + #late < most and is_late(message) then
         late[#late + 1] = {message, index}
     end
 end)
 -- Each is replaced by what is no message, and all of those go at once: a removal searches the list from an end.
 for i = #late, 1, -1 do
-    redis.call('LSET', KEYS[list], late[i][2], KEYS[4])
+    redis.call('LSET', KEYS[6 + list], late[i][2], KEYS[4])
     claim(late[i][1])
 end
 if #late > 0 then
-    local nearer = from > redis.call('LLEN', KEYS[list]) / 2 and -1 or 1
-    redis.call('LREM', KEYS[list], nearer * #late, KEYS[4])
+    local nearer = from > redis.call('LLEN', KEYS[6 + list]) / 2 and -1 or 1
+    redis.call('LREM', KEYS[6 + list], nearer * #late, KEYS[4])
 end
 looked = looked + seen
 if #messages == most then
@@ -129,7 +132,7 @@ else
     list, from = list + 1, 0
 end
 local wait = tonumber(ARGV[6])
-if list > #KEYS then
+if list > #KEYS - 6 then
     redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', '(' .. to)
     redis.call('DEL', KEYS[4])
     wait = math.ceil(looked * ARGV[7] / 1000)

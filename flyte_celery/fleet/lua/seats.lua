@@ -17,7 +17,7 @@
 --       9 replicas that exist   10 of these, such as do not drain   11 such as drain and can be taken back
 --       12 waiting   13 running   14 suspended tasks   15 starting   16 room   17 target   18 proof of life
 --       19 millicores   20 megabytes of a replica   21 millicores   22 megabytes of the host, 0 for no bound
---       23 first part of the key of a host's shares   24 seconds to keep all this for, 0 when it was said lately
+--       23 first part of the key of a host's shares   24 seconds to keep all this for
 --       25 replicas that are ready   26 whether a replica may be started that takes no task yet: no start failed lately
 --
 -- Returns -1 when the worker has lost its lease, else the numbers of `seats.View` in their order.
@@ -410,10 +410,8 @@ if mode == 'report' then
     if live == 0 or not may_serve then redis.call('ZREM', KEYS[5], worker) else redis.call('ZADD', KEYS[5], live, worker) end
     room = may_serve and math.max(0, room - new) + math.max(0, revivable - given) or 0
     if room == 0 then redis.call('ZREM', KEYS[6], worker) else redis.call('ZADD', KEYS[6], room, worker) end
-    if tonumber(ARGV[24]) > 0 then
-        for key = 2, 7 do
-            redis.call('EXPIRE', KEYS[key], ARGV[24])
-        end
+    for key = 2, 7 do
+        redis.call('EXPIRE', KEYS[key], ARGV[24])
     end
 end
 

@@ -142,7 +142,7 @@ class CeleryDispatcher:
             return stored
         call, published = self.add_to(Turn.current(self.publisher), task, args, kwargs, {})
         result = call.handle() if isinstance(call, Call) else call
-        await published
+        await asyncio.shield(published)  # others wait for it, too
         return result
 
     async def call_async(self, task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -793,6 +793,21 @@ def test_coroutines_of_one_turn_share_a_write(app: Celery, broker: Broker) -> No
     assert [message["body"][0][0] for message in messages] == list(range(150))
 
 
+def test_one_that_is_cancelled_leaves_the_others_of_its_write_alone(app: Celery, broker: Broker) -> None:
+    ready(number, broker)
+
+    async def one_of_two() -> Any:
+        first, second = (asyncio.ensure_future(flyte.run.aio(number, value)) for value in (1, 2))
+        await asyncio.sleep(0)  # both wait for the write
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        return await second
+
+    run = asyncio.run(one_of_two())
+    assert [message["headers"]["id"] for message in broker.take_all()][1:] == [run.id]
+
+
 def test_calls_of_several_parents_share_a_write(app: Celery, broker: Broker) -> None:
     task = ready(anything, broker)
     batch = Batch(task.publisher)

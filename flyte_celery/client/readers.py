@@ -246,6 +246,7 @@ class LoopReader:
             self.watch(loop)
             if self._timer is not None:
                 self._timer.cancel()
+                self._timer = None  # it holds the loop, which is not freed as long as this holds it
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Watch the connection that there is now while somebody waits."""

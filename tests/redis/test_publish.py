@@ -6,12 +6,14 @@ import asyncio
 import base64
 import concurrent.futures
 import functools
+import gc
 import itertools
 import json
 import os
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -806,6 +808,26 @@ def test_one_that_is_cancelled_leaves_the_others_of_its_write_alone(app: Celery,
 
     run = asyncio.run(one_of_two())
     assert [message["headers"]["id"] for message in broker.take_all()][1:] == [run.id]
+
+
+@pytest.mark.parametrize("task", [number, cached])
+def test_an_event_loop_that_has_submitted_and_waited_is_freed(app: Celery, broker: Broker, task: Any) -> None:
+    """A web framework may make one for each request."""
+    ready(task, broker)
+
+    async def submit_and_wait() -> weakref.ref[asyncio.AbstractEventLoop]:
+        run = await flyte.run.aio(task, 1)
+        with pytest.raises(TimeoutError):
+            await run.wait.aio(timeout=0.05)
+        return weakref.ref(asyncio.get_running_loop())
+
+    loop = asyncio.run(submit_and_wait())
+
+    def is_freed() -> bool:
+        gc.collect()
+        return loop() is None
+
+    wait_until(is_freed)
 
 
 def test_calls_of_several_parents_share_a_write(app: Celery, broker: Broker) -> None:

@@ -10,6 +10,7 @@ import gc
 import itertools
 import json
 import os
+import sys
 import threading
 import time
 import uuid
@@ -861,6 +862,55 @@ def test_a_result_is_found_by_its_id_alone(app: Celery, broker: Broker) -> None:
     threading.Timer(0.2, app.backend.mark_as_done, (result.id, 5)).start()
     assert AsyncResult(result.id, app=app).get(timeout=10) == 5
     assert result.get(timeout=10) == 5
+
+
+def test_waits_are_looked_after_while_other_threads_call(app: Celery, quick_switches: None) -> None:
+    """A reader looks at all replies once a second; a call adds one."""
+    channel = app.backend.replies
+    held = [channel.reply(b"held-%d" % number) for number in range(10_000)]
+    over = threading.Event()
+
+    def call() -> None:
+        calls = itertools.count()
+        while not over.is_set():
+            channel.reply(b"called-%d" % next(calls))
+
+    calling = threading.Thread(target=call)
+    calling.start()
+    try:
+        for _ in range(50):
+            channel.look_after_all()
+            assert channel.open_waits() == 0
+    finally:
+        over.set()
+        calling.join()
+    assert held
+
+
+def test_event_loops_are_counted_while_others_begin_to_wait(app: Celery, quick_switches: None) -> None:
+    channel = app.backend.replies
+    loops = [asyncio.new_event_loop() for _ in range(50)]
+    try:
+        for _ in range(50):
+            channel.begin_anew()
+            waiting = threading.Thread(target=lambda: [channel.loops.enter(loop) for loop in loops])
+            waiting.start()
+            while waiting.is_alive():
+                channel.loops.reconnected()
+                assert len(channel.loops) <= len(loops)
+            waiting.join()
+    finally:
+        for loop in loops:
+            loop.close()
+
+
+@pytest.fixture
+def quick_switches() -> Iterator[None]:
+    """Threads take turns as often as Python can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
 
 
 def test_ids_are_uuids() -> None:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sized
 from typing import Any
 
-from kombu.exceptions import OperationalError
+from kombu.exceptions import EncodeError, OperationalError
 
 from .. import context, errors, suspension
 from ..registry import check_conflicts
@@ -32,6 +32,9 @@ WINDOW = 1000
 
 #: Seconds that calls wait at most for others of the same write.
 PATIENCE = 0.005
+
+#: What a call fails with alone, because its arguments do not fit.
+_UNFIT = (TypeError, ValueError, EncodeError, errors.InlineIOMaxBytesBreached)
 
 AnyTask = TaskTemplate[Any, Any]
 
@@ -112,8 +115,8 @@ class Map:
             *iterables: Zipped to the shortest. They may be endless.
             group_name: Name of these calls, which the progress bar shows.
             concurrency: Calls in flight at once; 0 means as many as the window of 1000.
-            return_exceptions: Yield failures as objects in place of results, also the TypeError of an argument that
-                does not fit; False raises the first one and revokes the calls in flight.
+            return_exceptions: Yield failures as objects in place of results, also the error of an argument that does
+                not fit; False raises the first one and revokes the calls in flight.
 
         Raises:
             AttributeError: `func` is no task.
@@ -205,7 +208,7 @@ def _value(task: AnyTask, ending: Ending | None, return_exceptions: bool) -> Any
     assert ending is not None  # its cell is done
     try:
         return value_of(task, ending.result())
-    except (errors.BaseRuntimeError, TypeError) as exc:
+    except (errors.BaseRuntimeError, *_UNFIT) as exc:
         if not return_exceptions:
             raise
         return exc
@@ -286,7 +289,7 @@ class _Flight:
             # A parent would keep a result object per call, and store all their ids with its own result.
             call = self._dispatcher.add_to(self._batch, self._mapped.task, args, kwargs, {"add_to_parent": False})
             cell.task_id, cell.ending = str(call.id), ending_of(call, self._landed)
-        except (TypeError, errors.InlineIOMaxBytesBreached) as exc:  # what does not fit fails this call alone
+        except _UNFIT as exc:
             failed: concurrent.futures.Future[dict[str, Any]] = concurrent.futures.Future()
             failed.set_exception(exc)
             cell.ending = failed
@@ -326,13 +329,13 @@ class _Flight:
     def _sent_meanwhile(self) -> Iterator[None]:
         """Publish what was taken so far while the input keeps us waiting for the next."""
         stop = threading.Event()
-        failures: list[OperationalError] = []
+        failures: list[Exception] = []
 
         def send() -> None:
             while not failures and not stop.wait(PATIENCE):
                 try:
                     self.send()
-                except OperationalError as exc:
+                except Exception as exc:
                     failures.append(exc)
 
         thread = threading.Thread(target=send, name="flyte-celery-map", daemon=True)

@@ -62,6 +62,9 @@ def cached(x: int) -> int:
     return x
 
 
+without_version = env.task(cache="auto")(eval("lambda x: x", {"__name__": __name__}))
+
+
 @env.task(time_limit=60, soft_time_limit=50, expires=600, ignore_result=True)
 def with_options(a: Any = None, b: Any = None) -> int:
     return 0
@@ -756,6 +759,24 @@ def test_an_argument_that_does_not_fit_fails_its_own_call(app: Celery, broker: B
         assert [message["body"][0][0] for message in broker.take_all()] == [1, 3]
         ending = mapped.waiting[1].ending
         assert isinstance(ending, concurrent.futures.Future) and isinstance(ending.exception(0), TypeError)
+
+
+def test_an_integer_that_cannot_be_written_fails_its_own_call(app: Celery, broker: Broker) -> None:
+    ready(number, broker)
+    [failure] = flyte.map(number, [10**5000])
+    assert isinstance(failure, ValueError) and "Pass large integers as text" in str(failure)
+    assert not broker.lists()
+
+
+def test_what_stops_a_write_while_the_input_makes_us_wait_ends_the_map(app: Celery, broker: Broker) -> None:
+    """The thread that writes meanwhile has taken what nobody else would write."""
+
+    def inputs() -> Iterator[int]:
+        yield 1
+        wait_until(lambda: not any(thread.name == "flyte-celery-map" for thread in threading.enumerate()))
+
+    with pytest.raises(ValueError, match="no cache version follows"):
+        list(flyte.map(without_version, inputs()))
 
 
 def test_large_messages_fill_a_write_by_their_size(app: Celery, broker: Broker) -> None:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sized
-from typing import Any
+from typing import Any, NamedTuple
 
 from kombu.exceptions import EncodeError, OperationalError
 
@@ -45,9 +45,13 @@ class Mapped:
     def __init__(self, func: Any, iterables: tuple[Iterable[Any], ...], group_name: str | None) -> None:
         self.args: tuple[Any, ...] = ()
         self.kwargs: dict[str, Any] = {}
+        #: The parameters that the inputs are for; none where they are given by position.
+        self.names: tuple[str, ...] = ()
         task = func
         if isinstance(func, functools.partial):
             task, self.args, self.kwargs = func.func, func.args, func.keywords
+        elif isinstance(func, _ByName):
+            task, self.names = func
         if not isinstance(task, TaskTemplate):
             raise AttributeError(f"map({func!r}) is no task: decorate the function with @env.task.")
         if isinstance(func, functools.partial):
@@ -70,7 +74,17 @@ class Mapped:
     def calls(self) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
         """Arguments of each call."""
         for values in self.inputs:
-            yield (*self.args, *values), self.kwargs
+            if self.names:
+                yield (), dict(zip(self.names, values, strict=True))
+            else:
+                yield (*self.args, *values), self.kwargs
+
+
+class _ByName(NamedTuple):
+    """A task whose mapped inputs are for these parameters."""
+
+    task: AnyTask
+    names: tuple[str, ...]
 
 
 def _check_partial(task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -448,8 +462,16 @@ class _MapTaskCall:
                 f"map_task({task.name}) takes an iterable for each of {', '.join(names)}; got "
                 f"{', '.join(sorted(unknown)) or 'none'}."
             )
-        self._task = task
-        self._columns = [iterables[name] for name in names if name in iterables]
+        for name, values in iterables.items():
+            try:
+                iter(values)
+            except TypeError:
+                raise TypeError(
+                    f"map_task({task.name}) takes an iterable for each parameter, and {name}={values!r} is none: for "
+                    f"the same value in all calls map functools.partial({task.func.__name__}, {name}={values!r})."
+                ) from None
+        self._task = _ByName(task, tuple(iterables))
+        self._columns = iterables.values()
 
     def __iter__(self) -> Iterator[Any]:
         return map(self._task, *self._columns, return_exceptions=False)

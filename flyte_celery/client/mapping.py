@@ -53,7 +53,7 @@ class Mapped:
         elif isinstance(func, _ByName):
             task, self.names = func
         if not isinstance(task, TaskTemplate):
-            raise AttributeError(f"map({func!r}) is no task: decorate the function with @env.task.")
+            raise AttributeError(f"map() got {func!r}, which is no task: pass a function that @env.task decorates.")
         if isinstance(func, functools.partial):
             _check_partial(task, self.args, self.kwargs)
         for iterable in iterables:
@@ -486,7 +486,7 @@ class _MapTaskCall:
 def map_task(task: AnyTask) -> MapTask:
     """Flyte 1's name for mapping a task over lists given by parameter name; new code uses `flyte.map`."""
     if not isinstance(task, TaskTemplate):
-        raise TypeError(f"map_task({task!r}) is no task: decorate the function with @env.task.")
+        raise TypeError(f"map_task() got {task!r}, which is no task: pass a function that @env.task decorates.")
     return MapTask(task)
 
 

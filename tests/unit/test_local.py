@@ -1,7 +1,8 @@
-"""Failures of tasks that run in this process, as their callers in a local run see them."""
+"""Tasks that run in this process: their failures as callers in a local run see them, and what is no task."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -66,6 +67,13 @@ def test_a_failure_keeps_its_cause_through_all_callers(task: Any) -> None:
     failure = failure_of(task)
     assert (failure.code, str(failure)) == ("ValueError", "bad")
     assert type(failure.__cause__) is ValueError
+
+
+@pytest.mark.parametrize("what", [None, fails.func, "fails"])
+def test_what_is_no_task_is_shown(what: Any) -> None:
+    for call in (flyte.run, flyte.map_task):
+        with pytest.raises(TypeError, match=rf"^\w+\(\) got {re.escape(repr(what))}, which is no task: pass a function"):
+            call(what)
 
 
 def test_a_message_that_cannot_be_read_is_no_other_failure() -> None:

@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -932,6 +933,31 @@ def quick_switches() -> Iterator[None]:
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(interval)
+
+
+def test_a_run_that_nobody_waits_for_has_no_thread(redis_url: str, tmp_path: Path) -> None:
+    """Also where results are kept by a backend that Celery itself has to ask."""
+    app = Celery("test-publish", broker=redis_url, backend=f"file://{tmp_path}", set_as_current=False)
+    app.set_current()
+    flyte.init(app=app)
+    try:
+        number.delay(0)
+        before = threading.active_count()
+        run = flyte.run(number, 1)
+        assert threading.active_count() == before
+        assert not run.done() and run.phase == "queued"
+        threading.Timer(0.1, app.backend.mark_as_done, (run.id, 5)).start()
+        assert run.outputs(timeout=30).o0 == 5
+        assert run.done() and run.phase == "succeeded"
+        assert asyncio.run(value_of(run)) == 5
+    finally:
+        set_dispatcher(None)
+        app.close()
+
+
+async def value_of(run: Any) -> Any:
+    """What a run is awaited for."""
+    return await run
 
 
 def test_ids_are_uuids() -> None:

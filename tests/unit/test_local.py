@@ -72,7 +72,7 @@ def test_a_failure_keeps_its_cause_through_all_callers(task: Any) -> None:
 @pytest.mark.parametrize("what", [None, fails.func, "fails"])
 def test_what_is_no_task_is_shown(what: Any) -> None:
     for call in (flyte.run, flyte.map_task):
-        with pytest.raises(TypeError, match=rf"^\w+\(\) got {re.escape(repr(what))}, which is no task: pass a function"):
+        with pytest.raises(TypeError, match=rf"got {re.escape(repr(what))}, which is no task: pass a function that"):
             call(what)
 
 

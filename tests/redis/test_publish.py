@@ -10,6 +10,7 @@ import gc
 import itertools
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -37,7 +38,8 @@ from flyte_celery import names
 from flyte_celery.client import mapping
 from flyte_celery.client.batch import MOST_AT_ONCE, Batch, Turn
 from flyte_celery.client.install import dispatcher_of
-from flyte_celery.client.message import random_id
+from flyte_celery.client.message import Caller, random_id
+from flyte_celery.client.publish import _Push
 from flyte_celery.fleet.later import Later
 from flyte_celery.fleet.storing import FENCE_FIELD, SEEN_WITHIN, Fence
 from flyte_celery.task import set_dispatcher
@@ -660,6 +662,30 @@ def test_threads_share_the_connection(app: Celery, broker: Broker) -> None:
 def connections(broker: Broker) -> int:
     clients: Any = broker.client.client_list(_type="normal")
     return len(clients)
+
+
+def test_who_is_interrupted_while_writing_for_others_is_so_alone(app: Celery, broker: Broker) -> None:
+    """A soft time limit, or Ctrl-C, is for the thread that it is raised in."""
+    task = ready(anything, broker)
+    line = task.publisher._line
+    mine, others = (task.publisher.prepare(task, (value,), {}, {}, Caller.here(app)) for value in (1, 2))
+    waiting = _Push([others])
+    line._waiting.append(waiting)
+
+    def interrupt() -> None:
+        wait_until(lambda: broker.client.info("clients")["blocked_clients"], description="the write")  # type: ignore[index]
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    interrupting = threading.Thread(target=interrupt)
+    broker.client.execute_command("CLIENT", "PAUSE", 60_000, "WRITE")
+    interrupting.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            line.push([mine])
+    finally:
+        broker.client.execute_command("CLIENT", "UNPAUSE")
+        interrupting.join()
+    assert waiting.written and isinstance(waiting.error, redis.ConnectionError)
 
 
 def test_a_forked_child_has_a_connection_and_an_origin_of_its_own(app: Celery, broker: Broker) -> None:

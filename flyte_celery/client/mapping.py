@@ -381,7 +381,7 @@ class _Flight:
             if cell.ending is not None:
                 cell.ending.cancel()
         if ids and not self._failed:
-            self._dispatcher.app.control.revoke(ids, terminate=True)
+            self._dispatcher.revoke(*ids)
 
 
 def _submitted(

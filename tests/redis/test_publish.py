@@ -628,6 +628,32 @@ def test_a_broker_that_is_away_is_named_without_its_password(own_redis_server: R
         app.close()
 
 
+def test_who_is_interrupted_while_the_broker_is_away_learns_that(own_redis_server: RedisServer) -> None:
+    """A wait that ends early revokes its call, which kombu would try for ever."""
+    url = own_redis_server.url(1)
+    app = Celery("away", broker=url, backend=url, set_as_current=False)
+    app.set_current()
+    flyte.init(app=app)
+    replies = app.backend.replies
+
+    def interrupt() -> None:
+        wait_until(lambda: replies.open_waits() > 0)
+        own_redis_server.stop()
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    interrupting = threading.Thread(target=interrupt)
+    interrupting.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            dispatcher_of(app).call(number, (1,), {})
+        interrupting.join()
+        own_redis_server.start()
+        wait_until(lambda: all(thread.name != "flyte-celery-revoke" for thread in threading.enumerate()))
+    finally:
+        set_dispatcher(None)
+        app.close()
+
+
 def set_password(server: RedisServer) -> None:
     with redis.Redis.from_url(server.url()) as client:
         client.config_set("requirepass", "secret")

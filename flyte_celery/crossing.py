@@ -16,7 +16,7 @@ import datetime
 import decimal
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .errors import REMOTE_TRACEBACK, BaseRuntimeError, message_of
@@ -115,12 +115,22 @@ class _Writer:
             "fields": self._fields(exc),
         }
         if exc.__cause__ is not None:
-            with contextlib.suppress(_Unfit):
+            with self._if_it_fits():
                 description["cause"] = self.exception(exc.__cause__)
         if _is_pydantics(cls):
             problems = exc.errors(include_url=False)  # type: ignore[attr-defined]
-            description["problems"] = [exc.title, [self._problem(each) for each in problems]]  # type: ignore[attr-defined]
+            with self._if_it_fits():
+                description["problems"] = [exc.title, [self._problem(each) for each in problems]]  # type: ignore[attr-defined]
         return description
+
+    @contextlib.contextmanager
+    def _if_it_fits(self) -> Iterator[None]:
+        """Around a part that is left out where it does not fit; what comes after it may fit."""
+        left = self._left
+        try:
+            yield
+        except _Unfit:
+            self._left = left
 
     def _args(self, exc: BaseException) -> list[Any]:
         """What the exception is made of, see `recreation.made`."""
@@ -132,7 +142,7 @@ class _Writer:
         """As many as fit, and in place of the others one that says how many there were."""
         written = []
         for member in members:
-            with contextlib.suppress(_Unfit):
+            with self._if_it_fits():
                 written.append(self._value(member))
         if left_out := len(members) - len(written):
             written.append({"exception": self._exception(Exception(f"{left_out} more exceptions are left out."))})
@@ -147,7 +157,7 @@ class _Writer:
                 value = [note for note in value if not str(note).startswith(REMOTE_TRACEBACK)]
             elif name.startswith("__"):
                 continue
-            with contextlib.suppress(_Unfit):
+            with self._if_it_fits():
                 fields[name] = self._value(value)
         return fields
 
@@ -155,7 +165,7 @@ class _Writer:
         """One of pydantic's, with an input that may be anything."""
         written = {name: self._value(value) for name, value in problem.items() if name in ("type", "loc", "msg")}
         written["input"] = self._argument(problem.get("input"))
-        with contextlib.suppress(_Unfit):
+        with self._if_it_fits():
             written["ctx"] = self._value(problem.get("ctx", {}))
         return written
 
@@ -255,7 +265,8 @@ def _found(module: str, qualname: str) -> type[BaseException] | None:
 def _is_sound(exc: BaseException, text: str) -> bool:
     """Whether an exception that was made without `__init__` works as others do, and says the same as the original."""
     getattr(exc, "__notes__", None)  # Python asks each exception for them that it shows
-    return cut(message_of(exc)) == text
+    said = message_of(exc)
+    return text in (said, cut(said))
 
 
 def _is_settable(name: str) -> bool:

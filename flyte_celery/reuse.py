@@ -53,9 +53,9 @@ class ReusePolicy:
         self.idle_ttl = _checked_ttl("idle_ttl", self.idle_ttl)
         if self.max_replicas == 1 and self.concurrency == 1:
             logger.warning(
-                "One replica with a concurrency of 1 runs one task at a time: a task that waits for a child of the "
-                "same environment can starve it. Use replicas=2 or more, a higher concurrency, or give the waiting "
-                "task a clone of the environment with reusable=None."
+                "One replica with a concurrency of 1 runs one task at a time. A task that waits for a child gives its "
+                "slot away here; in Flyte it would starve a child of the same environment: where the code is to run "
+                "there, too, use replicas=2 or more, or a higher concurrency."
             )
         self.scaledown_ttl = _checked_ttl("scaledown_ttl", self.scaledown_ttl)
 

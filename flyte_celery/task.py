@@ -202,7 +202,7 @@ class TaskTemplate(Generic[P, R_co]):
         except errors.BaseRuntimeError:
             raise
         except Exception as exc:
-            raise errors.raised("user", type(exc).__name__, str(exc), original=exc) from exc
+            raise errors.raised("user", type(exc).__name__, errors.message_of(exc), original=exc) from exc
 
     # -- Celery's face -----------------------------------------------------------------------------------------------
 

@@ -80,21 +80,22 @@ class Batch:
 
 
 class Turn:
-    """Publishes with one write what the coroutines of an event loop submit in the same turn; blocks no loop."""
+    """Publishes with one write what the coroutines of an event loop submit in the same turn; blocks no loop.
 
-    def __init__(self, publisher: Publisher, loop: asyncio.AbstractEventLoop) -> None:
+    It does not hold its loop, which would never be freed then.
+    """
+
+    def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
-        self._loop = loop
         self._batch = Batch(publisher)
         self._written: asyncio.Future[None] | None = None
 
     @classmethod
     def current(cls, publisher: Publisher) -> Turn:
         """That of the running event loop."""
-        loop = asyncio.get_running_loop()
-        turns = _turns.setdefault(loop, {})
+        turns = _turns.setdefault(asyncio.get_running_loop(), {})
         if publisher not in turns:
-            turns[publisher] = cls(publisher, loop)
+            turns[publisher] = cls(publisher)
         return turns[publisher]
 
     def begin(self) -> bool:
@@ -111,20 +112,21 @@ class Turn:
         """
         result = self._batch.add(task, args, kwargs, options)
         if self._written is None:
-            self._written = self._loop.create_future()
-            self._loop.call_soon(self._write, self._batch, self._written)
+            loop = asyncio.get_running_loop()
+            self._written = loop.create_future()
+            loop.call_soon(self._write, loop, self._batch, self._written)
         written = self._written
         if self._batch.full:
             self._batch, self._written = Batch(self._publisher), None
         return result, written
 
-    def _write(self, batch: Batch, written: asyncio.Future[None]) -> None:
+    def _write(self, loop: asyncio.AbstractEventLoop, batch: Batch, written: asyncio.Future[None]) -> None:
         if self._batch is batch:
             self._batch, self._written = Batch(self._publisher), None
         if not batch:  # Celery has published all
             written.set_result(None)
             return
-        writing = self._loop.run_in_executor(self._publisher.executor, batch.flush)
+        writing = loop.run_in_executor(self._publisher.executor, batch.flush)
         writing.add_done_callback(lambda done: _settle(written, done))
 
 

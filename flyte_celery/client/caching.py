@@ -177,35 +177,37 @@ def find_or_miss(client: Any, looks: Sequence[Look]) -> list[Found]:
 
 
 class Looks:
-    """Looks up in one round trip what the coroutines of an event loop ask for in the same turn; blocks no loop."""
+    """Looks up in one round trip what the coroutines of an event loop ask for in the same turn; blocks no loop.
 
-    def __init__(self, publisher: Publisher, client: Any, loop: asyncio.AbstractEventLoop) -> None:
+    It does not hold its loop, which would never be freed then.
+    """
+
+    def __init__(self, publisher: Publisher, client: Any) -> None:
         self._publisher = publisher
         self._client = client
-        self._loop = loop
         self._asked: list[tuple[Look, asyncio.Future[Found]]] = []
 
     @classmethod
     def current(cls, publisher: Publisher, client: Any) -> Looks:
         """That of the running event loop."""
-        loop = asyncio.get_running_loop()
-        of_loop = _looks.setdefault(loop, weakref.WeakKeyDictionary())
+        of_loop = _looks.setdefault(asyncio.get_running_loop(), weakref.WeakKeyDictionary())
         if client not in of_loop:
-            of_loop[client] = cls(publisher, client, loop)
+            of_loop[client] = cls(publisher, client)
         return of_loop[client]
 
     async def find(self, look: Look) -> Found:
         """Look one result up."""
-        answer: asyncio.Future[Found] = self._loop.create_future()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Found] = loop.create_future()
         if not self._asked:
-            self._loop.call_soon(self._ask)
+            loop.call_soon(self._ask, loop)
         self._asked.append((look, answer))
         return await answer
 
-    def _ask(self) -> None:
+    def _ask(self, loop: asyncio.AbstractEventLoop) -> None:
         asked, self._asked = self._asked, []
         looks = [look for look, _ in asked]
-        finding = self._loop.run_in_executor(self._publisher.executor, find_or_miss, self._client, looks)
+        finding = loop.run_in_executor(self._publisher.executor, find_or_miss, self._client, looks)
         finding.add_done_callback(lambda done: _tell([answer for _, answer in asked], done))
 
 

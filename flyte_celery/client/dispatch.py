@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import functools
+import logging
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
     from ..task import TaskTemplate
 
     AnyTask = TaskTemplate[Any, Any]
+
+
+logger = logging.getLogger("flyte_celery")
+
+#: Seconds that a revocation may keep the one waiting who is being ended: kombu tries for ever to reach its broker.
+REVOKE_PATIENCE = 5.0
 
 
 class CeleryDispatcher:
@@ -127,7 +134,7 @@ class CeleryDispatcher:
         try:
             meta = wait_for(result)
         except BaseException:  # the task was cancelled while it waited
-            self.app.control.revoke(result.id, terminate=True)
+            self.revoke(result.id)
             raise
         return value_of(task, meta)
 
@@ -142,7 +149,7 @@ class CeleryDispatcher:
             return stored
         call, published = self.add_to(Turn.current(self.publisher), task, args, kwargs, {})
         result = call.handle() if isinstance(call, Call) else call
-        await published
+        await asyncio.shield(published)  # others wait for it, too
         return result
 
     async def call_async(self, task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -157,10 +164,24 @@ class CeleryDispatcher:
             await asyncio.shield(published)
             meta = await outcome(call)
         except asyncio.CancelledError:
-            revoke = functools.partial(self.app.control.revoke, call.id, terminate=True)
-            asyncio.get_running_loop().run_in_executor(None, revoke)
+            asyncio.get_running_loop().run_in_executor(None, self.revoke, call.id)
             raise
         return value_of(task, meta)
+
+    def revoke(self, *task_ids: str) -> None:
+        """End calls whose values nobody wants any more, running ones, too; never raises.
+
+        A broker that does not answer keeps the caller waiting for `REVOKE_PATIENCE` seconds, and is told when it does.
+        """
+        revoking = threading.Thread(target=self._revoke, args=(task_ids,), name="flyte-celery-revoke", daemon=True)
+        revoking.start()
+        revoking.join(REVOKE_PATIENCE)
+
+    def _revoke(self, task_ids: tuple[str, ...]) -> None:
+        try:
+            self.app.control.revoke(list(task_ids), terminate=True)
+        except Exception as exc:
+            logger.warning("%s cannot be revoked: %s", ", ".join(task_ids), exc)
 
     async def _stored(self, task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of a call that is in the cache."""

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import context, errors
 from ..dispatcher import not_initialized
@@ -35,7 +35,7 @@ def call(task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         except Exception as exc:
             delay = _retry_delay(task, exc, attempt)
             if delay is None:
-                raise failure(exc) from exc
+                _raise_as_in_a_run(exc)
             time.sleep(delay)
             attempt += 1
 
@@ -52,7 +52,7 @@ async def call_async(task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any
         except Exception as exc:
             delay = _retry_delay(task, exc, attempt)
             if delay is None:
-                raise failure(exc) from exc
+                _raise_as_in_a_run(exc)
             await asyncio.sleep(delay)
             attempt += 1
 
@@ -84,11 +84,16 @@ class LocalDispatcher:
         raise not_initialized()
 
 
-def failure(exc: Exception) -> BaseException:
-    """An exception of a body as a caller in a run sees it."""
+def _raise_as_in_a_run(exc: Exception) -> NoReturn:
+    """Raise an exception of a body, which is being handled, as a caller in a run sees it.
+
+    Raises:
+        flyte_celery.errors.BaseRuntimeError: The exception itself, with the cause that it has, where it is one; else
+            an error that it is the cause of.
+    """
     if isinstance(exc, errors.BaseRuntimeError):
-        return exc
-    return errors.raised("user", type(exc).__name__, str(exc), original=exc)
+        raise exc
+    raise errors.raised("user", type(exc).__name__, errors.message_of(exc), original=exc) from exc
 
 
 def _retry_delay(task: AnyTask, exc: Exception, attempt: int) -> float | None:

@@ -11,9 +11,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sized
-from typing import Any
+from typing import Any, NamedTuple
 
-from kombu.exceptions import OperationalError
+from kombu.exceptions import EncodeError, OperationalError
 
 from .. import context, errors, suspension
 from ..registry import check_conflicts
@@ -33,6 +33,9 @@ WINDOW = 1000
 #: Seconds that calls wait at most for others of the same write.
 PATIENCE = 0.005
 
+#: What a call fails with alone, because its arguments do not fit.
+_UNFIT = (TypeError, ValueError, EncodeError, errors.InlineIOMaxBytesBreached)
+
 AnyTask = TaskTemplate[Any, Any]
 
 
@@ -42,11 +45,15 @@ class Mapped:
     def __init__(self, func: Any, iterables: tuple[Iterable[Any], ...], group_name: str | None) -> None:
         self.args: tuple[Any, ...] = ()
         self.kwargs: dict[str, Any] = {}
+        #: The parameters that the inputs are for; none where they are given by position.
+        self.names: tuple[str, ...] = ()
         task = func
         if isinstance(func, functools.partial):
             task, self.args, self.kwargs = func.func, func.args, func.keywords
+        elif isinstance(func, _ByName):
+            task, self.names = func
         if not isinstance(task, TaskTemplate):
-            raise AttributeError(f"map({func!r}) is no task: decorate the function with @env.task.")
+            raise AttributeError(f"map() got {func!r}, which is no task: pass a function that @env.task decorates.")
         if isinstance(func, functools.partial):
             _check_partial(task, self.args, self.kwargs)
         for iterable in iterables:
@@ -67,7 +74,17 @@ class Mapped:
     def calls(self) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
         """Arguments of each call."""
         for values in self.inputs:
-            yield (*self.args, *values), self.kwargs
+            if self.names:
+                yield (), dict(zip(self.names, values, strict=True))
+            else:
+                yield (*self.args, *values), self.kwargs
+
+
+class _ByName(NamedTuple):
+    """A task whose mapped inputs are for these parameters."""
+
+    task: AnyTask
+    names: tuple[str, ...]
 
 
 def _check_partial(task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -112,8 +129,8 @@ class Map:
             *iterables: Zipped to the shortest. They may be endless.
             group_name: Name of these calls, which the progress bar shows.
             concurrency: Calls in flight at once; 0 means as many as the window of 1000.
-            return_exceptions: Yield failures as objects in place of results, also the TypeError of an argument that
-                does not fit; False raises the first one and revokes the calls in flight.
+            return_exceptions: Yield failures as objects in place of results, also the error of an argument that does
+                not fit; False raises the first one and revokes the calls in flight.
 
         Raises:
             AttributeError: `func` is no task.
@@ -205,7 +222,7 @@ def _value(task: AnyTask, ending: Ending | None, return_exceptions: bool) -> Any
     assert ending is not None  # its cell is done
     try:
         return value_of(task, ending.result())
-    except (errors.BaseRuntimeError, TypeError) as exc:
+    except (errors.BaseRuntimeError, *_UNFIT) as exc:
         if not return_exceptions:
             raise
         return exc
@@ -286,7 +303,7 @@ class _Flight:
             # A parent would keep a result object per call, and store all their ids with its own result.
             call = self._dispatcher.add_to(self._batch, self._mapped.task, args, kwargs, {"add_to_parent": False})
             cell.task_id, cell.ending = str(call.id), ending_of(call, self._landed)
-        except (TypeError, errors.InlineIOMaxBytesBreached) as exc:  # what does not fit fails this call alone
+        except _UNFIT as exc:
             failed: concurrent.futures.Future[dict[str, Any]] = concurrent.futures.Future()
             failed.set_exception(exc)
             cell.ending = failed
@@ -326,13 +343,13 @@ class _Flight:
     def _sent_meanwhile(self) -> Iterator[None]:
         """Publish what was taken so far while the input keeps us waiting for the next."""
         stop = threading.Event()
-        failures: list[OperationalError] = []
+        failures: list[Exception] = []
 
         def send() -> None:
             while not failures and not stop.wait(PATIENCE):
                 try:
                     self.send()
-                except OperationalError as exc:
+                except Exception as exc:
                     failures.append(exc)
 
         thread = threading.Thread(target=send, name="flyte-celery-map", daemon=True)
@@ -364,7 +381,7 @@ class _Flight:
             if cell.ending is not None:
                 cell.ending.cancel()
         if ids and not self._failed:
-            self._dispatcher.app.control.revoke(ids, terminate=True)
+            self._dispatcher.revoke(*ids)
 
 
 def _submitted(
@@ -445,8 +462,16 @@ class _MapTaskCall:
                 f"map_task({task.name}) takes an iterable for each of {', '.join(names)}; got "
                 f"{', '.join(sorted(unknown)) or 'none'}."
             )
-        self._task = task
-        self._columns = [iterables[name] for name in names if name in iterables]
+        for name, values in iterables.items():
+            try:
+                iter(values)
+            except TypeError:
+                raise TypeError(
+                    f"map_task({task.name}) takes an iterable for each parameter, and {name}={values!r} is none: for "
+                    f"the same value in all calls map functools.partial({task.func.__name__}, {name}={values!r})."
+                ) from None
+        self._task = _ByName(task, tuple(iterables))
+        self._columns = iterables.values()
 
     def __iter__(self) -> Iterator[Any]:
         return map(self._task, *self._columns, return_exceptions=False)
@@ -461,7 +486,7 @@ class _MapTaskCall:
 def map_task(task: AnyTask) -> MapTask:
     """Flyte 1's name for mapping a task over lists given by parameter name; new code uses `flyte.map`."""
     if not isinstance(task, TaskTemplate):
-        raise TypeError(f"map_task({task!r}) is no task: decorate the function with @env.task.")
+        raise TypeError(f"map_task() got {task!r}, which is no task: pass a function that @env.task decorates.")
     return MapTask(task)
 
 

@@ -362,8 +362,10 @@ class Line:
             for key, texts in lists.items():
                 self._redis.lpush(key, *texts)
         except BaseException as exc:
+            # An interruption is this thread's alone; the others try again.
+            shared = exc if isinstance(exc, _ERRORS) else redis.ConnectionError("Who wrote for all was interrupted.")
             for push in pushes:
-                push.error = exc
+                push.error = shared
             raise
 
     def note_ends(self, queue: str, seconds: Iterable[int]) -> None:

@@ -200,24 +200,30 @@ class LoopReaders:
 
     def __init__(self, channel: ReplyChannel) -> None:
         self._channel = channel
+        # Held while a reader is added, and while all of them are gone through.
+        self._lock = threading.RLock()
         self._readers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopReader] = weakref.WeakKeyDictionary()
 
     def enter(self, loop: asyncio.AbstractEventLoop) -> LoopReader:
         """One more wait begins on the running loop."""
         reader = self._readers.get(loop)
         if reader is None:
-            reader = self._readers[loop] = LoopReader(self._channel, self)
+            with self._lock:
+                reader = self._readers[loop] = LoopReader(self._channel, self)
         reader.enter(loop)
         return reader
 
     def reconnected(self) -> None:
         """Let every loop with a wait watch the new connection."""
-        for loop, reader in list(self._readers.items()):
+        with self._lock:
+            readers = list(self._readers.items())
+        for loop, reader in readers:
             with contextlib.suppress(RuntimeError):  # it is closed
                 loop.call_soon_threadsafe(reader.watch, loop)
 
     def __len__(self) -> int:
-        return sum(reader.waits for reader in list(self._readers.values()))
+        with self._lock:
+            return sum(reader.waits for reader in self._readers.values())
 
 
 class LoopReader:
@@ -246,6 +252,7 @@ class LoopReader:
             self.watch(loop)
             if self._timer is not None:
                 self._timer.cancel()
+                self._timer = None  # it holds the loop, which is not freed as long as this holds it
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Watch the connection that there is now while somebody waits."""

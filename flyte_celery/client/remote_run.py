@@ -14,7 +14,7 @@ from ..fleet.connection import connect_to_broker
 from ..settings import Settings
 from ..task import TaskTemplate
 from .dispatch import CeleryDispatcher, value_of
-from .results import Meta, outcome, outcome_of, wait_for
+from .results import Meta, is_known, outcome, wait_for
 from .run_handle import ActionPhase, Run, not_ended
 from .waits import check_blocking
 
@@ -37,7 +37,6 @@ class RemoteRun(Run):
         self._dispatcher = dispatcher
         self._task = task
         self.result = result
-        self._future = outcome_of(result)
 
     @property
     def name(self) -> str:
@@ -53,7 +52,7 @@ class RemoteRun(Run):
     @property
     def phase(self) -> ActionPhase:
         """Where the run is now. Without Redis as the broker, one that has stored no state counts as queued."""
-        state = self._future.result()["status"] if self._future.done() else self.result.state
+        state = states.SUCCESS if self.result.ignored else self.result.state
         if state in _ENDED:
             return _ENDED[state]
         if state in _UNTOLD and not self._has_begun():
@@ -78,7 +77,7 @@ class RemoteRun(Run):
 
     def done(self) -> bool:
         """Whether it has ended, well or not."""
-        return self._future.done() or bool(self.result.ready())
+        return is_known(self.result) or bool(self.result.ready())
 
     def revoke(self, **options: Any) -> None:
         """Celery's `revoke`, with its options: without `terminate=True` a run that has begun goes on."""
@@ -92,9 +91,8 @@ class RemoteRun(Run):
         self._dispatcher.app.control.broadcast("revoke", arguments=arguments)
 
     def _end(self, timeout: float | None) -> Meta:
-        if self._future.done():
-            return self._future.result()
-        check_blocking(f"A wait for {self.id}")
+        if not is_known(self.result):
+            check_blocking(f"A wait for {self.id}")
         try:
             return wait_for(self.result, timeout)
         except TimeoutError:

@@ -94,7 +94,7 @@ class ReplyChannel:
         self.subscription: Subscription | None = None
         self.threads = ThreadReaders(self)
         self.loops = LoopReaders(self)
-        for reply in list(self._replies.values()):
+        for reply in self._all():
             reply.called = None
             reply.waits = []
 
@@ -130,6 +130,10 @@ class ReplyChannel:
             if reply is None:
                 reply = self._replies[key] = Reply(key)
             return reply
+
+    def _all(self) -> list[Reply]:
+        with self._lock:  # while they are gone through no other thread may add one
+            return list(self._replies.values())
 
     def knows(self, key: bytes) -> bool:
         """Whether somebody holds, or is about to hold, the reply of a result."""
@@ -185,7 +189,7 @@ class ReplyChannel:
 
     def look_after_all(self) -> None:
         """`look_after` whatever is waited for; every reader does it once in `DOUBT` seconds."""
-        self.look_after(list(self._replies.values()))
+        self.look_after(self._all())
 
     def detach(self, reply: Reply, wait: Wait) -> None:
         """Wait no longer."""
@@ -202,7 +206,7 @@ class ReplyChannel:
 
     def open_waits(self) -> int:
         """How many waits there are, and what is kept for them; 0 when nobody waits."""
-        waits = sum(len(reply.waits) for reply in list(self._replies.values()))
+        waits = sum(len(reply.waits) for reply in self._all())
         return waits + len(self._watched) + len(self._unread) + len(self.threads) + len(self.loops)
 
     # -- The connection ----------------------------------------------------------------------------------------------
@@ -258,7 +262,7 @@ class ReplyChannel:
             return True
 
     def _in_demand(self) -> bool:
-        return any(reply.waits for reply in list(self._replies.values()))
+        return any(reply.waits for reply in self._all())
 
     def _open(self) -> None:
         self.read()

@@ -176,7 +176,7 @@ async def outcome(result: Any) -> Meta:
         return dict(_IGNORED)
     reply = getattr(result, "reply", None)
     if reply is None:
-        future = outcome_of(result)
+        future = _outcome_of(result)
         asked = LoopWait(None)
         future.add_done_callback(asked.land)
         try:
@@ -206,7 +206,7 @@ def wait_for(result: Any, timeout: float | None = None) -> Meta:
     """
     reply = getattr(result, "reply", None)
     if reply is None or isinstance(result, EagerResult) or result.ignored:
-        future = outcome_of(result)
+        future = _outcome_of(result)
         try:
             with suspension.waiting(future.cancel):
                 future.exception(timeout)
@@ -236,17 +236,20 @@ def needs_no_preparation(backend: Any) -> bool:
     return hasattr(backend, "replies") or type(backend).on_task_call is Backend.on_task_call
 
 
-def outcome_of(result: Any) -> concurrent.futures.Future[Meta]:
-    """A future of how a submitted call ends, as Celery's backend describes it; cancelling it forgets the wait.
+def is_known(result: Any) -> bool:
+    """Whether this process knows how a submitted call ends, so that a wait for it would be over at once."""
+    reply = getattr(result, "reply", None)
+    return result.ignored or isinstance(result, EagerResult) or (reply is not None and reply.payload is not None)
 
-    On a reply channel it is done when somebody reads that, as every wait for the channel does.
-    """
+
+def _outcome_of(result: Any) -> concurrent.futures.Future[Meta]:
+    """A future of how a call without a reply channel ends; cancelling it ends the wait."""
     if isinstance(result, EagerResult) or result.ignored:
         future: concurrent.futures.Future[Meta] = concurrent.futures.Future()
         eager = {"status": result.state, "result": result.result, "traceback": result.traceback}
         future.set_result(dict(_IGNORED) if result.ignored else eager)
         return future
-    return _ask_celery(result) if getattr(result, "reply", None) is None else _ReplyFuture(result)
+    return _ask_celery(result)
 
 
 class _Landing:
@@ -288,7 +291,7 @@ def ending_of(call: Any, landed: Callable[[Any], object]) -> Ending:
     """
     reply = getattr(call, "reply", None)
     if reply is None or call.ignored or isinstance(call, EagerResult):
-        future = outcome_of(call)
+        future = _outcome_of(call)
         future.add_done_callback(landed)
         return future
     return _Landing(call.backend, reply, landed)
@@ -296,31 +299,6 @@ def ending_of(call: Any, landed: Callable[[Any], object]) -> Ending:
 
 #: Celery's `get` says the same at once of a task whose result is not stored.
 _IGNORED = {"status": states.SUCCESS, "result": None, "traceback": None}
-
-
-class _ReplyFuture(concurrent.futures.Future[Meta]):
-    """Done when the reply is read; its reply does not keep it alive."""
-
-    def __init__(self, result: Any) -> None:
-        super().__init__()
-        self._backend = result.backend
-        self._reply = result.reply
-        self._backend.replies.attach(self._reply, self, None)
-
-    def land(self, arrived: Any) -> None:
-        if self.set_running_or_notify_cancel():
-            try:
-                self.set_result(self._backend.decode_result(self._reply.payload))
-            except Exception as exc:
-                self.set_exception(exc)
-
-    def cancel(self) -> bool:
-        """Forget the wait."""
-        self._backend.replies.detach(self._reply, self)
-        return super().cancel()
-
-    def __del__(self) -> None:
-        self._backend.replies.detach(self._reply, self)
 
 
 def reply_channel(backend: Any) -> ReplyChannel | None:

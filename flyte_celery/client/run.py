@@ -118,7 +118,7 @@ def _choose(mode: str | None) -> CeleryDispatcher | None:
 
 def _check(task: Any) -> None:
     if not isinstance(task, TaskTemplate):
-        raise TypeError(f"run({task!r}) is no task: decorate the function with @env.task.")
+        raise TypeError(f"run() got {task!r}, which is no task: pass a function that @env.task decorates.")
 
 
 run = Runner().run

@@ -91,11 +91,13 @@ def broker_url(address: Path) -> str:
 def client_url(url: str) -> str:
     """The same server as `redis.Redis.from_url` reads it: `unix://` for Celery's `redis+socket://`.
 
+    A worker has its own transport in that URL: `flyte-redis+socket://`.
+
     Args:
         url: A broker or result backend URL. All others come back unchanged.
     """
     parts = urlsplit(url)
-    if parts.scheme not in ("redis+socket", "socket"):
+    if parts.scheme.rpartition("+")[2] != "socket":
         return url
     options = [
         ("db", value.strip("/")) if key == "virtual_host" else (key, value) for key, value in parse_qsl(parts.query)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import logging
 import os
 import runpy
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +27,27 @@ def load(reference: ApplicationReference, secrets: Secrets) -> Celery:
     os.environ.update(secrets.environ)
     os.chdir(reference.cwd)
     sys.path[:] = reference.path
-    app = _import(reference)
-    install_backend(app)
-    app.loader.init_worker()  # imports `include`, `imports` and autodiscovered modules, as every worker does
-    for name in reference.includes:
-        app.loader.import_task_module(name)
+    with _said_by_the_worker():
+        app = _import(reference)
+        install_backend(app)
+        app.loader.init_worker()  # imports `include`, `imports` and autodiscovered modules, as every worker does
+        for name in reference.includes:
+            app.loader.import_task_module(name)
     _install_django(app)
     app.finalize()
     return app
+
+
+@contextlib.contextmanager
+def _said_by_the_worker() -> Iterator[None]:
+    """Around an import that the worker has made before, which has logged then what definitions are warned of."""
+    logger = logging.getLogger("flyte_celery")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _import(reference: ApplicationReference) -> Any:

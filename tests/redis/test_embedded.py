@@ -190,6 +190,7 @@ def test_its_url_is_understood_by_celery_kombu_and_redis_py(short_path: Path, na
     [
         ("redis+socket:///run/a%20b.sock?virtual_host=3", "unix:///run/a%20b.sock?db=3"),
         ("socket:///run/r.sock", "unix:///run/r.sock"),
+        ("flyte-redis+socket:///run/r.sock", "unix:///run/r.sock"),
         ("redis+socket://:pw@/run/r.sock?virtual_host=/1&timeout=2", "unix://:pw@/run/r.sock?db=1&timeout=2"),
         ("redis://host:6379/0", "redis://host:6379/0"),
         ("amqp://guest@host//", "amqp://guest@host//"),

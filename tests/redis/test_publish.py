@@ -6,15 +6,20 @@ import asyncio
 import base64
 import concurrent.futures
 import functools
+import gc
 import itertools
 import json
 import os
+import signal
+import sys
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,7 +38,8 @@ from flyte_celery import names
 from flyte_celery.client import mapping
 from flyte_celery.client.batch import MOST_AT_ONCE, Batch, Turn
 from flyte_celery.client.install import dispatcher_of
-from flyte_celery.client.message import random_id
+from flyte_celery.client.message import Caller, random_id
+from flyte_celery.client.publish import _Push
 from flyte_celery.fleet.later import Later
 from flyte_celery.fleet.storing import FENCE_FIELD, SEEN_WITHIN, Fence
 from flyte_celery.task import set_dispatcher
@@ -57,6 +63,9 @@ def number(x: int) -> int:
 @env.task(cache="auto")
 def cached(x: int) -> int:
     return x
+
+
+without_version = env.task(cache="auto")(eval("lambda x: x", {"__name__": __name__}))
 
 
 @env.task(time_limit=60, soft_time_limit=50, expires=600, ignore_result=True)
@@ -619,6 +628,32 @@ def test_a_broker_that_is_away_is_named_without_its_password(own_redis_server: R
         app.close()
 
 
+def test_who_is_interrupted_while_the_broker_is_away_learns_that(own_redis_server: RedisServer) -> None:
+    """A wait that ends early revokes its call, which kombu would try for ever."""
+    url = own_redis_server.url(1)
+    app = Celery("away", broker=url, backend=url, set_as_current=False)
+    app.set_current()
+    flyte.init(app=app)
+    replies = app.backend.replies
+
+    def interrupt() -> None:
+        wait_until(lambda: replies.open_waits() > 0)
+        own_redis_server.stop()
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    interrupting = threading.Thread(target=interrupt)
+    interrupting.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            dispatcher_of(app).call(number, (1,), {})
+        interrupting.join()
+        own_redis_server.start()
+        wait_until(lambda: all(thread.name != "flyte-celery-revoke" for thread in threading.enumerate()))
+    finally:
+        set_dispatcher(None)
+        app.close()
+
+
 def set_password(server: RedisServer) -> None:
     with redis.Redis.from_url(server.url()) as client:
         client.config_set("requirepass", "secret")
@@ -653,6 +688,30 @@ def test_threads_share_the_connection(app: Celery, broker: Broker) -> None:
 def connections(broker: Broker) -> int:
     clients: Any = broker.client.client_list(_type="normal")
     return len(clients)
+
+
+def test_who_is_interrupted_while_writing_for_others_is_so_alone(app: Celery, broker: Broker) -> None:
+    """A soft time limit, or Ctrl-C, is for the thread that it is raised in."""
+    task = ready(anything, broker)
+    line = task.publisher._line
+    mine, others = (task.publisher.prepare(task, (value,), {}, {}, Caller.here(app)) for value in (1, 2))
+    waiting = _Push([others])
+    line._waiting.append(waiting)
+
+    def interrupt() -> None:
+        wait_until(lambda: broker.client.info("clients")["blocked_clients"], description="the write")  # type: ignore[index]
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    interrupting = threading.Thread(target=interrupt)
+    broker.client.execute_command("CLIENT", "PAUSE", 60_000, "WRITE")
+    interrupting.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            line.push([mine])
+    finally:
+        broker.client.execute_command("CLIENT", "UNPAUSE")
+        interrupting.join()
+    assert waiting.written and isinstance(waiting.error, redis.ConnectionError)
 
 
 def test_a_forked_child_has_a_connection_and_an_origin_of_its_own(app: Celery, broker: Broker) -> None:
@@ -755,6 +814,24 @@ def test_an_argument_that_does_not_fit_fails_its_own_call(app: Celery, broker: B
         assert isinstance(ending, concurrent.futures.Future) and isinstance(ending.exception(0), TypeError)
 
 
+def test_an_integer_that_cannot_be_written_fails_its_own_call(app: Celery, broker: Broker) -> None:
+    ready(number, broker)
+    [failure] = flyte.map(number, [10**5000])
+    assert isinstance(failure, ValueError) and "Pass large integers as text" in str(failure)
+    assert not broker.lists()
+
+
+def test_what_stops_a_write_while_the_input_makes_us_wait_ends_the_map(app: Celery, broker: Broker) -> None:
+    """The thread that writes meanwhile has taken what nobody else would write."""
+
+    def inputs() -> Iterator[int]:
+        yield 1
+        wait_until(lambda: not any(thread.name == "flyte-celery-map" for thread in threading.enumerate()))
+
+    with pytest.raises(ValueError, match="no cache version follows"):
+        list(flyte.map(without_version, inputs()))
+
+
 def test_large_messages_fill_a_write_by_their_size(app: Celery, broker: Broker) -> None:
     task = ready(anything, broker)
     batch = Batch(task.publisher)
@@ -793,6 +870,41 @@ def test_coroutines_of_one_turn_share_a_write(app: Celery, broker: Broker) -> No
     assert [message["body"][0][0] for message in messages] == list(range(150))
 
 
+def test_one_that_is_cancelled_leaves_the_others_of_its_write_alone(app: Celery, broker: Broker) -> None:
+    ready(number, broker)
+
+    async def one_of_two() -> Any:
+        first, second = (asyncio.ensure_future(flyte.run.aio(number, value)) for value in (1, 2))
+        await asyncio.sleep(0)  # both wait for the write
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        return await second
+
+    run = asyncio.run(one_of_two())
+    assert [message["headers"]["id"] for message in broker.take_all()][1:] == [run.id]
+
+
+@pytest.mark.parametrize("task", [number, cached])
+def test_an_event_loop_that_has_submitted_and_waited_is_freed(app: Celery, broker: Broker, task: Any) -> None:
+    """A web framework may make one for each request."""
+    ready(task, broker)
+
+    async def submit_and_wait() -> weakref.ref[asyncio.AbstractEventLoop]:
+        run = await flyte.run.aio(task, 1)
+        with pytest.raises(TimeoutError):
+            await run.wait.aio(timeout=0.05)
+        return weakref.ref(asyncio.get_running_loop())
+
+    loop = asyncio.run(submit_and_wait())
+
+    def is_freed() -> bool:
+        gc.collect()
+        return loop() is None
+
+    wait_until(is_freed)
+
+
 def test_calls_of_several_parents_share_a_write(app: Celery, broker: Broker) -> None:
     task = ready(anything, broker)
     batch = Batch(task.publisher)
@@ -824,6 +936,80 @@ def test_a_result_is_found_by_its_id_alone(app: Celery, broker: Broker) -> None:
     threading.Timer(0.2, app.backend.mark_as_done, (result.id, 5)).start()
     assert AsyncResult(result.id, app=app).get(timeout=10) == 5
     assert result.get(timeout=10) == 5
+
+
+def test_waits_are_looked_after_while_other_threads_call(app: Celery, quick_switches: None) -> None:
+    """A reader looks at all replies once a second; a call adds one."""
+    channel = app.backend.replies
+    held = [channel.reply(b"held-%d" % number) for number in range(10_000)]
+    over = threading.Event()
+
+    def call() -> None:
+        calls = itertools.count()
+        while not over.is_set():
+            channel.reply(b"called-%d" % next(calls))
+
+    calling = threading.Thread(target=call)
+    calling.start()
+    try:
+        for _ in range(50):
+            channel.look_after_all()
+            assert channel.open_waits() == 0
+    finally:
+        over.set()
+        calling.join()
+    assert held
+
+
+def test_event_loops_are_counted_while_others_begin_to_wait(app: Celery, quick_switches: None) -> None:
+    channel = app.backend.replies
+    loops = [asyncio.new_event_loop() for _ in range(50)]
+    try:
+        for _ in range(50):
+            channel.begin_anew()
+            waiting = threading.Thread(target=lambda: [channel.loops.enter(loop) for loop in loops])
+            waiting.start()
+            while waiting.is_alive():
+                channel.loops.reconnected()
+                assert len(channel.loops) <= len(loops)
+            waiting.join()
+    finally:
+        for loop in loops:
+            loop.close()
+
+
+@pytest.fixture
+def quick_switches() -> Iterator[None]:
+    """Threads take turns as often as Python can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+def test_a_run_that_nobody_waits_for_has_no_thread(redis_url: str, tmp_path: Path) -> None:
+    """Also where results are kept by a backend that Celery itself has to ask."""
+    app = Celery("test-publish", broker=redis_url, backend=f"file://{tmp_path}", set_as_current=False)
+    app.set_current()
+    flyte.init(app=app)
+    try:
+        number.delay(0)
+        before = threading.active_count()
+        run = flyte.run(number, 1)
+        assert threading.active_count() == before
+        assert not run.done() and run.phase == "queued"
+        threading.Timer(0.1, app.backend.mark_as_done, (run.id, 5)).start()
+        assert run.outputs(timeout=30).o0 == 5
+        assert run.done() and run.phase == "succeeded"
+        assert asyncio.run(value_of(run)) == 5
+    finally:
+        set_dispatcher(None)
+        app.close()
+
+
+async def value_of(run: Any) -> Any:
+    """What a run is awaited for."""
+    return await run
 
 
 def test_ids_are_uuids() -> None:

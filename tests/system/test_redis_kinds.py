@@ -59,7 +59,7 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 def serves_with_claims(folder: Path, settings: dict[str, object], client: redis.Redis) -> Worker:
-    """Start a worker, call its tasks, and see that it holds a lease."""
+    """Start a worker, call its tasks, and see that it holds a lease and tells what it serves."""
     text = ", ".join(f"{name}={value!r}" for name, value in settings.items())
     write_module(folder, SOURCE.replace("{settings}", text))
     worker = Worker(folder, ["-A", "proj", "env", "worker", "snc", "--loglevel", "INFO"])
@@ -69,7 +69,9 @@ def serves_with_claims(folder: Path, settings: dict[str, object], client: redis.
         assert run_python(folder, CALL_CACHED, timeout=60).split() == ["42", "True"], worker.log_tail()
         leases = client.zrange(names.workers_key(), 0, -1, withscores=True)
         assert [score > 0 for member, score in leases] == [True], leases  # type: ignore[union-attr]
+        assert client.exists(names.environment_key("snc"), names.offers_key()) == 2, worker.log_tail()
         assert "fencing is off" not in worker.log()
+        assert "Error in timer" not in worker.log(), worker.log_tail()
     except BaseException:
         worker.destroy()
         raise

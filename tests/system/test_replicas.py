@@ -19,6 +19,7 @@ SOURCE = """
 
     app = flyte.init()
 
+    flyte.ReusePolicy(replicas=1, concurrency=1)
     IMPORTED_BY = os.getpid()
     VARIABLE_AT_IMPORT = os.environ.get("MODEL_NAME")
     calls = 0
@@ -112,6 +113,13 @@ def test_globals_persist_between_the_tasks_of_one_replica(project: Project) -> N
 
 def test_the_application_is_imported_once_for_all_replicas(project: Project) -> None:
     assert project.call("keeping.imported_by_parent") is True
+
+
+@pytest.mark.parametrize("environment", ["keeping", "on-device"])
+def test_what_an_import_warns_of_is_logged_once_by_each_worker(project: Project, environment: str) -> None:
+    project.wait_for_replicas(environment, 2)
+    [log] = [worker.log() for worker in project.workers if f"{environment}@" in worker.log()]
+    assert log.count("One replica with a concurrency of 1") == 1
 
 
 def test_variables_of_an_environment_are_there_at_import_and_nowhere_else(project: Project) -> None:

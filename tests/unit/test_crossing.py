@@ -26,6 +26,7 @@ from flyte_celery import crossing
 from flyte_celery.crossing import described, recreated
 from flyte_celery.errors import CustomError, OOMError, RuntimeUserError, message_of, raised
 from flyte_celery.recreation import users_class
+from flyte_celery.shortening import cut
 
 
 def crossed(exc: BaseException) -> Any:
@@ -351,6 +352,32 @@ def test_a_description_is_bounded() -> None:
         vars(exc)["field"] = ["z" * 1000] * 1000
     assert len(json.dumps(described(exc))) < 2 * crossing.MOST
     assert isinstance(crossed(exc).__cause__, ValueError)
+
+
+def test_a_local_class_with_a_long_message_is_caught_as_what_it_derives_from() -> None:
+    class LocalError(ValueError):
+        pass
+
+    error = LocalError("x" * 100_000)
+    arrived = crossed(error)
+    assert isinstance(arrived, ValueError)
+    assert str(arrived) == cut(str(error))
+
+
+def test_what_comes_after_a_part_that_is_left_out_arrives() -> None:
+    exc = ValueError("too much")
+    vars(exc).update(much=["z" * 1000] * 1000, little=1)
+    assert vars(crossed(exc)) == {"little": 1}
+
+
+def test_pydantics_error_with_too_many_problems_says_what_it_said() -> None:
+    class Numbers(pydantic.BaseModel):
+        numbers: list[int]
+
+    error = raised_by(lambda: Numbers.model_validate({"numbers": ["none"] * 5000}))
+    arrived = crossed(error)
+    assert type(arrived).__name__ == "ValidationError" and isinstance(arrived, ValueError)
+    assert str(arrived) == cut(str(error))
 
 
 def test_a_wide_group_keeps_its_first_members() -> None:

@@ -114,6 +114,16 @@ def test_map_task_takes_its_inputs_by_name() -> None:
     assert asyncio.run(awaited()) == [(2, 1)]
     with pytest.raises(TypeError, match="takes an iterable for each of x, y; got none"):
         flyte.map_task(pair)()
+    with pytest.raises(TypeError, match=r"and y=5 is none: .* map functools\.partial\(pair, y=5\)\.$"):
+        flyte.map_task(pair)(x=[1], y=5)  # type: ignore[arg-type]
+
+
+def test_map_task_leaves_parameters_that_are_not_named_alone() -> None:
+    @env.task
+    def defaults(x: int = 1, *, y: int = 2) -> tuple[int, int]:
+        return x, y
+
+    assert list(flyte.map_task(defaults)(y=[5, 6])) == [(1, 5), (1, 6)]
 
 
 @pytest.mark.parametrize("concurrency", [-1, 0.5, 2.0, "2", None])

@@ -24,8 +24,12 @@ logger = get_logger("flyte_celery.worker")
 
 def fail_or_retry(job: Job, exc: Exception) -> None:
     """End an attempt that failed: submit the next one, if its task has retries left, else tell Celery's request."""
-    request = _request_of(job)
-    job.fail(exc if request is None else after_failure(request, job.task, exc, Fence(*job.fence)))
+
+    def ended_with() -> Exception:
+        request = _request_of(job)
+        return exc if request is None else after_failure(request, job.task, exc, Fence(*job.fence))
+
+    job.fail(ended_with)
 
 
 def after_failure(request: Any, task: AnyTask | None, exc: Exception, fence: Fence) -> Exception:

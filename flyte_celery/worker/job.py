@@ -41,6 +41,8 @@ class Job:
     on_loop: bool
     #: Ends the job where it runs; set by the pool.
     terminator: Callable[[Job], None]
+    #: Calls what makes Celery wait for Redis when that answers, see `untold`; set by the pool.
+    tell: Callable[[Callable[[], None]], None]
     arrived_at: float
     #: The replicas that may take it.
     group: Group
@@ -109,13 +111,24 @@ class Job:
             timer.cancel()
         self.timers.clear()
 
-    def fail(self, exc: BaseException) -> None:
-        """Tell Celery's request that the task ended with this exception."""
+    def fail(self, reason: Exception | Callable[[], Exception]) -> None:
+        """Tell Celery's request that the task ended, as soon as that can record it.
+
+        Args:
+            reason: The exception that it ended with, or what finds that out then.
+        """
         self.stop_timers()
+        self.tell(lambda: self._fail(reason if isinstance(reason, Exception) else reason()))
+
+    def _fail(self, exc: Exception) -> None:
         try:
             raise exc
-        except BaseException:
+        except Exception:
             self.on_error(ExceptionInfo())
+
+    def time_out(self, seconds: float) -> None:
+        """Tell Celery's request that the task ran for longer than its hard limit, as soon as that can record it."""
+        self.tell(lambda: self.on_timeout(False, seconds))
 
 
 def guarded(

@@ -123,6 +123,10 @@ class Keeper:
         """Whether Redis did not answer lately; the next renewal finds out again."""
         return self._away
 
+    def answers(self) -> bool:
+        """Whether Redis does now."""
+        return self._ask(lambda: bool(self._client.ping()), False)
+
     @property
     def in_doubt(self) -> bool:
         """Whether replicas may be gone and it does not know yet: it was away for so long that they were ended."""

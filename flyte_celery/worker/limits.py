@@ -51,7 +51,7 @@ class TimeLimits:
 
     def _over_hard_limit(self, job: Job) -> None:
         if self.owner(job) is not None and job.hard_limit:
-            job.on_timeout(False, job.hard_limit)
+            job.time_out(job.hard_limit)
             self.terminate(job)
 
     def owner(self, job: Job) -> Replica | None:

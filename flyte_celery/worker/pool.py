@@ -43,6 +43,7 @@ from .serving import Serving
 from .starving import Starving
 from .stopping import Stopping
 from .timeouts import Timeouts
+from .untold import Untold
 from .wakeup import SignalWakeup
 
 logger = get_logger("flyte_celery.worker")
@@ -83,6 +84,7 @@ class ReplicaPool(BasePool):
         self.beside = Beside(self.serving, self.group, self.replicas, self.scaling)
         self.elsewhere = Elsewhere(self.serving, self.beside, self.replicas, self._withdraw)
         self.starving = Starving(self.serving, self.group, self._withdraw)
+        self._untold = Untold(self._redis_answers)
         self._limits = TimeLimits(self.replicas, self.serving.settings.cancel_patience)
         self._timeouts = Timeouts(self.replicas, self._limits, self._withdraw)
         #: Called when demand may have changed; the autoscaler sets it.
@@ -195,6 +197,7 @@ class ReplicaPool(BasePool):
             hard_limit=timeout,
             on_loop=args[0] in self._async_names,
             terminator=self._limits.terminate,
+            tell=self._untold.tell,
             arrived_at=time.monotonic(),
             claim=claim,
             fence=fence,
@@ -422,7 +425,7 @@ class ReplicaPool(BasePool):
             del self.jobs[job.number]
             job.stop_timers()
             self._redelivery.forget(job)
-            if job.terminated or self.stopping.ending or self._ends_unheard:
+            if job.terminated or self.stopping.ending:
                 continue
             if replica.breach is not None:
                 fail_or_retry(job, breaches.failure(job, replica.breach, self.serving.plan.hostname))
@@ -432,12 +435,6 @@ class ReplicaPool(BasePool):
                 self._lost_while_running(job, cause)
         if self.stopping.begun:
             self.hand_back(*unstarted, *again)
-
-    @property
-    def _ends_unheard(self) -> bool:
-        """Whether this worker stops and nobody can be told of what it loses: its claims go back, as all that it has."""
-        keeper = self.serving.keeper
-        return self.stopping.begun and keeper is not None and keeper.away
 
     def _start_over(self, job: Job, *, alone: bool) -> None:
         """A task whose replica has used more than it may, not by the task's fault, or nobody knows."""
@@ -453,7 +450,7 @@ class ReplicaPool(BasePool):
         """Give the task back to the queue, to be run again; a task that was lost too often fails instead."""
         keeper, most = self.serving.keeper, most_attempts(self.serving.environment, job)
         if keeper is not None:
-            job.fail(after_loss(job, cause, most, keeper))
+            job.fail(lambda: after_loss(job, cause, most, keeper))
             return
         attempts = self._attempts.count_lost(job)
         if attempts >= most:
@@ -471,6 +468,10 @@ class ReplicaPool(BasePool):
         self.jobs.pop(job.number, None)
         if job in job.group.waiting:
             job.group.waiting.remove(job)
+
+    def _redis_answers(self) -> bool:
+        keeper = self.serving.keeper
+        return keeper is None or keeper.answers()
 
     def _unrecorded(self, claim: int | None) -> None:
         """A task's failure could not be stored: unless it is done it runs again, or its caller would wait for ever."""
@@ -550,6 +551,7 @@ class ReplicaPool(BasePool):
         assert keeper is not None
         if not keeper.renew():
             self.abandon()
+        self._untold.tell_all()
 
     def abandon(self) -> None:
         """The lease was lost: whatever runs here runs elsewhere too, or soon will; end it without a word."""

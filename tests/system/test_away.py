@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from celery.exceptions import TimeLimitExceeded
 from celery.states import READY_STATES
 
+from tests.helpers import processes
 from tests.helpers.projects import PATIENCE, Project
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.tcp_proxy import TcpProxy
@@ -35,6 +37,11 @@ SOURCE = """
         finally:
             (here / "ended").touch()
         return "done"
+
+
+    @env.task
+    async def wait_for_again(folder: str) -> str:
+        return await wait_for.func(folder)
 """
 
 #: Seconds.
@@ -96,6 +103,47 @@ def test_a_limit_is_kept_while_redis_swallows_everything(project: Project, proxy
     project.wait((tmp_path / "began").exists, description="a running task")
     proxy.stall()
     project.wait((tmp_path / "ended").exists, 60, "the end of the task")
+
+
+def test_a_task_over_its_hard_limit_fails_when_redis_answers_again(
+    project: Project, proxy: TcpProxy, tmp_path: Path
+) -> None:
+    """It ends at its limit all the same, and nothing waits for Redis meanwhile: a second one ends at its own."""
+    start_behind(project, proxy)
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder in folders:
+        folder.mkdir()
+    results = [
+        project.send("env.wait_for", str(folder), time_limit=seconds)
+        for folder, seconds in zip(folders, (4, 5), strict=True)
+    ]
+    for folder in folders:
+        project.wait((folder / "began").exists, description="a running task")
+    proxy.stall()
+    for folder in folders:
+        project.wait((folder / "ended").exists, PATIENCE, "the end of the task")
+    assert not any(result.ready() for result in results)
+    proxy.heal()
+    for result in results:
+        with pytest.raises(TimeLimitExceeded):
+            result.get(timeout=2 * PATIENCE)
+
+
+def test_tasks_whose_replica_dies_run_again_when_redis_answers_again(
+    project: Project, proxy: TcpProxy, tmp_path: Path
+) -> None:
+    worker = start_behind(project, proxy)
+    result = project.send("env.wait_for_again", str(tmp_path))
+    project.wait((tmp_path / "began").exists, description="a running task")
+    (replica,) = project.pids("env")
+    proxy.stall()
+    worker.wait_for_log("Redis does not answer", timeout=PATIENCE)
+    processes.kill(replica)
+    worker.wait_for_log("with 1 task(s)", timeout=PATIENCE)
+    (tmp_path / "go").touch()
+    proxy.heal()
+    assert result.get(timeout=2 * PATIENCE) == "done"
+    assert (tmp_path / "began").read_text() == "once\n" * 2
 
 
 def test_a_redis_that_was_down_for_longer_than_the_lease_takes_no_task_from_its_worker(

@@ -175,7 +175,10 @@ def test_sigterm_ends_a_worker_whose_redis_is_away(tmp_path: Path) -> None:
         server.stop()
 
 
-def test_many_tasks_that_cannot_be_handed_back_hold_up_no_stop(project: Project, redis_server: RedisServer) -> None:
+@pytest.mark.parametrize("ended", [False, True], ids=["running", "whose replica was ended for the lease"])
+def test_many_tasks_that_cannot_be_handed_back_hold_up_no_stop(
+    project: Project, redis_server: RedisServer, ended: bool
+) -> None:
     """Redis has become deaf, so that each attempt takes its time-out of two seconds: there is one for all tasks."""
     proxy = TcpProxy(redis_server.port)
     try:
@@ -184,6 +187,8 @@ def test_many_tasks_that_cannot_be_handed_back_hold_up_no_stop(project: Project,
         results = [project.send("wide.nap", 120.0, n) for n in range(200)]
         project.wait(lambda: project.status("wide")["running"] == 200)
         proxy.stall()
+        if ended:
+            worker.wait_for_log("lease-lost", timeout=PATIENCE)
         worker.terminate()
         worker.wait(timeout=90)
         assert worker.log().count("cannot be handed back now") <= 1

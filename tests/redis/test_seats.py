@@ -463,6 +463,19 @@ def test_seats_are_given_back_when_a_worker_leaves_and_nothing_stays(fleet: Flee
     assert left == [names.workers_key().encode()]
 
 
+def test_a_definition_is_tried_whatever_its_worker_is_called(fleet: Fleet, server: redis.Redis) -> None:
+    """Who starts a worker names it."""
+    old = fleet.join()
+    fleet.want(1)
+    fleet.tick(2)
+    place = Place("v2", "a_host")  # as `place_of` has it
+    new = SimulatedWorker(server, ENVIRONMENT, "a worker@a host", place, 10, fleet.highest, target=1)
+    new.join(fleet.now)
+    fleet.workers.append(new)
+    fleet.tick(5)
+    assert (old.exist, new.exist) == (0, 1)
+
+
 def test_nothing_stays_of_a_worker_that_dies(fleet: Fleet, server: redis.Redis) -> None:
     """Also of what it has said only later, as one that was at zero when it came, or has been since."""
     fleet.join()

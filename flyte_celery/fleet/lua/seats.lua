@@ -63,7 +63,7 @@ local short_since, hold_until = tonumber(kept[9] or 0), tonumber(kept[10] or 0)
 local trial, asked, since, most_before, prober, asks, made_way = 0, 0, 0, 0, '-', '-', '-'
 if kept[12] then
     trial, asked, since, most_before, prober, asks, made_way = string.match(kept[12],
-        '^(%d+) (%d+) (%d+) (%d+) (%S+) (%S+) (%S+)$')
+        '^(%d+) (%d+) (%d+) (%d+)\n(.+)\n(.+)\n(.+)$')  -- names may have spaces
     trial, asked, since, most_before = tonumber(trial), tonumber(asked), tonumber(since), tonumber(most_before)
 end
 
@@ -133,7 +133,7 @@ local function save()
         'suspended', sum.suspended, 'starting', sum.starting, 'current', current, 'newest', newest,
         'short_since', short_since, 'hold_until', hold_until)
     if trial > 0 then
-        redis.call('HSET', KEYS[2], 'trial', string.format('%d %d %d %d %s %s %s', trial, asked, since, most_before,
+        redis.call('HSET', KEYS[2], 'trial', string.format('%d %d %d %d\n%s\n%s\n%s', trial, asked, since, most_before,
             prober, asks, made_way))
     elseif kept[12] then
         redis.call('HDEL', KEYS[2], 'trial')

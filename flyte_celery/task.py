@@ -18,7 +18,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pickle
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Set
 from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from types import MappingProxyType
@@ -222,7 +222,7 @@ class TaskTemplate(Generic[P, R_co]):
 
     def _given(self, args: Any, kwargs: Any) -> tuple[Any, ...]:
         """The positional arguments, where Celery takes them in a list."""
-        if isinstance(args, str | bytes) or not (kwargs is None or isinstance(kwargs, Mapping)):
+        if isinstance(args, str | bytes | Mapping | Set) or not (kwargs is None or isinstance(kwargs, Mapping)):
             raise self._not_given(args, kwargs)
         try:
             return tuple(args or ())

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.chaos import report
+from tests.chaos import options, report
 from tests.chaos.faults import FAULTS, Fault
 from tests.chaos.fleet import Fleet
 from tests.chaos.run import Row, named, run_case
@@ -23,11 +23,11 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit status: 1 when a promise was broken.
     """
-    options = _parser().parse_args(arguments)
-    seed = options.seed or f"{random.SystemRandom().randrange(10**6):06}"
+    given = _options(arguments)
+    seed = given.seed
     print(f"seed {seed}; replay one fault with: python -m tests.chaos --seed {seed} --faults 'NAME'", flush=True)
-    rows = run(options.faults or [fault.name for fault in FAULTS] + ["mixed"] * options.mixed, options, seed)
-    print(f"\n{report.table(rows)}\n\nseed {seed}, lease {options.lease:g} s")
+    rows = run(given.faults or [fault.name for fault in FAULTS] + ["mixed"] * given.mixed, given)
+    print(f"\n{report.table(rows)}\n\nseed {seed}, lease {given.lease:g} s")
     sentences = list(report.broken(rows))
     print(
         "\n".join(["", *(f"BROKEN {sentence}" for sentence in sentences)]) if sentences else "Every promise was kept."
@@ -35,16 +35,16 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if sentences else 0
 
 
-def run(faults: list[str], options: argparse.Namespace, seed: str) -> list[Row]:
+def run(faults: list[str], given: argparse.Namespace) -> list[Row]:
     """Run a case for each name, on one fleet."""
-    cases = [(number, name, *_case(name, number, seed)) for number, name in enumerate(faults, 1)]
+    cases = [(number, name, *_case(name, number, given.seed)) for number, name in enumerate(faults, 1)]
     with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as scratch:
-        folder = Path(options.keep or scratch)
-        fleet = Fleet(folder, options.lease, patience=options.patience)
+        folder = Path(given.keep or scratch)
+        fleet = Fleet(folder, given.lease, patience=given.patience)
         rows = []
         try:
             for _, _, title, mix in cases:
-                row = run_case(fleet, title, mix, options.tasks, seed)
+                row = run_case(fleet, title, mix, given.tasks, given.seed)
                 print(report.table([row]).splitlines()[-1], f"{row.seconds:.0f} s", *report.broken([row]), flush=True)
                 rows.append(row)
         finally:
@@ -61,18 +61,12 @@ def _case(name: str, number: int, seed: str) -> tuple[str, list[Fault]]:
     return f"mixed: {', '.join(fault.name for fault in mix)}", mix
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="Faults under load.")
-    parser.add_argument("--seed", help="replays a run; random without it")
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = options.parser("tests.chaos", "Faults under load.")
     parser.add_argument("--faults", nargs="+", metavar="NAME", help="names as in the report, or mixed; all without it")
     parser.add_argument("--tasks", type=int, default=2000, help="tasks of each case (default %(default)s)")
     parser.add_argument("--mixed", type=int, default=3, help="mixed cases after all others (default %(default)s)")
-    parser.add_argument("--lease", type=float, default=3.0, help="seconds of a lease (default %(default)s)")
-    parser.add_argument(
-        "--patience", type=float, default=0.0, help="seconds on top of each promise about time, for a busy machine"
-    )
-    parser.add_argument("--keep", metavar="FOLDER", help="an empty folder for logs and records, which are kept")
-    return parser
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from celery import Celery
 from celery.result import AsyncResult
 
 from tests.helpers.waiting import wait_until
-from tests.helpers.workers import Worker, project_environment, write_module
+from tests.helpers.workers import Worker, run_module, write_module
 
 T = TypeVar("T")
 
@@ -92,15 +92,8 @@ class Project:
         self, *arguments: str, env: Mapping[str, str] | None = None, app: str = "proj", timeout: float = 60.0
     ) -> subprocess.CompletedProcess[str]:
         """Run `celery -A app *arguments` to its end."""
-        return subprocess.run(
-            [sys.executable, "-m", "celery", "-A", app, *arguments],
-            cwd=self.folder,
-            env=project_environment(self.folder, {**self.variables, **(env or {})}),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+        variables = {**self.variables, **(env or {})}
+        return run_module(self.folder, "celery", "-A", app, *arguments, env=variables, timeout=timeout)
 
     def close(self) -> None:
         """Kill every worker and let go of every connection."""

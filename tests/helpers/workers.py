@@ -68,6 +68,25 @@ def run_python(folder: Path, source: str, env: Mapping[str, str] | None = None, 
     return result.stdout
 
 
+def run_module(
+    folder: Path, *arguments: str, env: Mapping[str, str] | None = None, timeout: float = 60.0
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m *arguments` in the project in `folder` to its end, and return its status and what it printed.
+
+    Raises:
+        subprocess.TimeoutExpired: It still ran after `timeout` seconds, and was killed.
+    """
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=folder,
+        env=project_environment(folder, env),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
 class Worker:
     """One `celery` command that keeps running, in a process group of its own.
 

@@ -94,6 +94,14 @@ def start_worker(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Sta
             print(worker.log_tail())
 
 
+@pytest.fixture
+def alone(redis_url: str, tmp_path: Path) -> Iterator[Project]:
+    """An empty project for one test alone."""
+    project = Project(tmp_path, redis_url)
+    yield project
+    project.close()
+
+
 @pytest.fixture(scope="module")
 def shared(
     tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer, _redis_databases: Iterator[int]

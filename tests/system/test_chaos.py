@@ -5,27 +5,16 @@ How soon tasks run again is judged by `make chaos` on a machine of its own; a bu
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
-from tests.helpers.workers import project_environment
+from tests.helpers.workers import run_module
 
 FAULTS = ("replica SIGKILL", "worker SIGKILL", "worker SIGTERM", "connections cut before replies")
 
 
 def test_every_promise_is_kept_under_a_few_faults(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.chaos", "--seed", "1", "--tasks", "200", "--lease", "2"]
-    command += ["--patience", "30"]
-    done = subprocess.run(
-        [*command, "--keep", str(tmp_path / "chaos"), "--faults", *FAULTS],
-        cwd=tmp_path,
-        env=project_environment(tmp_path),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    options = ["--seed", "1", "--tasks", "200", "--lease", "2", "--patience", "30", "--keep", str(tmp_path / "chaos")]
+    done = run_module(tmp_path, "tests.chaos", *options, "--faults", *FAULTS, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     for fault in FAULTS:
         assert f"| {fault} | " in done.stdout

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,12 +51,10 @@ LEASE = 1.0
 
 
 @pytest.fixture
-def project(redis_url: str, tmp_path: Path) -> Iterator[Project]:
+def project(alone: Project) -> Project:
     """A project without workers."""
-    project = Project(tmp_path, redis_url)
-    project.write(SOURCE)
-    yield project
-    project.close()
+    alone.write(SOURCE)
+    return alone
 
 
 def start(project: Project) -> Any:

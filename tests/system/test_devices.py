@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +91,10 @@ QUICK = {"FLYTE_CELERY_AUTOSCALE_INTERVAL": "0.2", "FLYTE_CELERY_LEASE": "1"}
 
 
 @pytest.fixture
-def host(tmp_path: Path, redis_url: str) -> Iterator[Project]:
+def host(alone: Project) -> Project:
     """A host for one test."""
-    project = Project(tmp_path, redis_url)
-    project.write(APP)
-    yield project
-    project.close()
+    alone.write(APP)
+    return alone
 
 
 def begin(host: Project, environment: str, name: str) -> tuple[Any, Path]:

@@ -19,7 +19,7 @@ import pytest
 from flyte_celery.cli.services import LONG_ENOUGH, RESTART_CAP, SAME_WISH, Service, restart_delay, serve
 from tests.helpers import processes
 from tests.helpers.waiting import wait_until
-from tests.helpers.workers import Worker, project_environment, run_python, write_module
+from tests.helpers.workers import Worker, project_environment, run_module, run_python, write_module
 
 APP = """
     import asyncio, os, pathlib
@@ -57,15 +57,7 @@ DISORDER = ("Traceback", "Exception ignored", "never awaited")
 
 def celery(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run a `celery` command to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "celery", *arguments],
-        cwd=folder,
-        env=project_environment(folder, env),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    return run_module(folder, "celery", *arguments, env=env)
 
 
 def status(folder: Path) -> dict[str, Any]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from celery import states
@@ -51,12 +49,10 @@ LIMITS = [2 + 0.05 * number for number in range(60)]
 
 
 @pytest.fixture
-def project(redis_url: str, tmp_path: Path) -> Iterator[Project]:
+def project(alone: Project) -> Project:
     """A project without workers."""
-    project = Project(tmp_path, redis_url)
-    project.write(SOURCE)
-    yield project
-    project.close()
+    alone.write(SOURCE)
+    return alone
 
 
 def over_their_limit(log: str) -> set[str]:

@@ -121,11 +121,10 @@ class Members:
 
 
 @pytest.fixture
-def project(tmp_path: Path, redis_url: str) -> Iterator[Project]:
-    project = Project(tmp_path, redis_url)
-    project.write(SOURCE)
-    yield project
-    project.close()
+def project(alone: Project) -> Project:
+    """A project without workers."""
+    alone.write(SOURCE)
+    return alone
 
 
 @pytest.fixture

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,12 +55,10 @@ SOURCE = """
 
 
 @pytest.fixture
-def project(redis_url: str, tmp_path: Path) -> Iterator[Project]:
+def project(alone: Project) -> Project:
     """A project without workers."""
-    project = Project(tmp_path, redis_url)
-    project.write(SOURCE)
-    yield project
-    project.close()
+    alone.write(SOURCE)
+    return alone
 
 
 def start(project: Project, environment: str, backoff: float = 1.0, *options: str, **env: str) -> Any:

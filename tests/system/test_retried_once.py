@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 import redis
 
@@ -84,12 +81,10 @@ SOURCE = """
 
 
 @pytest.fixture
-def project(redis_url: str, tmp_path: Path) -> Iterator[Project]:
+def project(alone: Project) -> Project:
     """A project without workers."""
-    project = Project(tmp_path, redis_url)
-    project.write(SOURCE)
-    yield project
-    project.close()
+    alone.write(SOURCE)
+    return alone
 
 
 def notes(project: Project, name: str) -> list[int]:

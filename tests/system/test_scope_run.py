@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +91,10 @@ SOURCE = """
 
 
 @pytest.fixture
-def project(tmp_path: Path, redis_url: str) -> Iterator[Project]:
-    project = Project(tmp_path, redis_url)
-    project.write(SOURCE)
-    yield project
-    project.close()
+def project(alone: Project) -> Project:
+    """A project without workers."""
+    alone.write(SOURCE)
+    return alone
 
 
 def of_the_run(project: Project, environment: str, run: str) -> list[dict[str, Any]]:

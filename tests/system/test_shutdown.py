@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,12 +48,10 @@ SOURCE = """
 
 
 @pytest.fixture
-def project(redis_url: str, tmp_path: Path) -> Iterator[Project]:
+def project(alone: Project) -> Project:
     """A project without workers."""
-    project = Project(tmp_path, redis_url)
-    project.write(SOURCE)
-    yield project
-    project.close()
+    alone.write(SOURCE)
+    return alone
 
 
 def busy(project: Project, *arguments: str, seconds: float, tasks: int = 2) -> Worker:

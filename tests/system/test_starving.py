@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 import redis
 from celery.exceptions import TimeoutError as CeleryTimeoutError
@@ -87,12 +84,10 @@ LONG = 3 * PATIENCE
 
 
 @pytest.fixture
-def host(tmp_path: Path, redis_url: str) -> Iterator[Project]:
+def host(alone: Project) -> Project:
     """A host for one test."""
-    project = Project(tmp_path, redis_url)
-    project.write(APP)
-    yield project
-    project.close()
+    alone.write(APP)
+    return alone
 
 
 def serve(host: Project, *environments: str, devices: str = "L4:1") -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import redis
@@ -50,13 +49,11 @@ def server(redis_url: str) -> Iterator[redis.Redis]:
 
 
 @pytest.fixture
-def project(tmp_path: Path, redis_url: str, request: pytest.FixtureRequest) -> Iterator[Project]:
+def project(alone: Project, request: pytest.FixtureRequest) -> Project:
     """A project for one test."""
-    project = Project(tmp_path, redis_url)
     name = request.function.__name__.replace("_", "-")
-    project.write(SOURCE % (name, name))
-    yield project
-    project.close()
+    alone.write(SOURCE % (name, name))
+    return alone
 
 
 def test_a_worker_of_another_environment_fails_them(project: Project, server: redis.Redis) -> None:

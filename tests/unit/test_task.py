@@ -345,7 +345,7 @@ def test_everything_else_of_celerys_tasks_works_too(dispatcher: FakeDispatcher) 
 
 
 @pytest.mark.usefixtures("dispatcher")
-@pytest.mark.parametrize("given", [(5,), ("text",), (b"bytes",), ((1,), 5), ([1], [2])])
+@pytest.mark.parametrize("given", [(5,), ("text",), (b"bytes",), ({"n": 1},), ({1},), ((1,), 5), ([1], [2])])
 @pytest.mark.parametrize("call", [double.apply_async, double.signature])
 def test_arguments_that_are_not_in_a_list_are_refused(call: Any, given: tuple[Any, ...]) -> None:
     with pytest.raises(TypeError, match=r"^Task 'test-task.double' got args=.*, kwargs=.*: pass positional arguments"):

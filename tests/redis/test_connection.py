@@ -27,8 +27,9 @@ class HangsUp:
     def _serve(self) -> None:
         with contextlib.suppress(OSError):
             while True:
-                self._socket.accept()[0].close()
-                self.connections += 1
+                connection, _ = self._socket.accept()
+                self.connections += 1  # before the client can see its end
+                connection.close()
 
     def close(self) -> None:
         self._socket.shutdown(socket.SHUT_RDWR)

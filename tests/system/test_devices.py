@@ -217,8 +217,8 @@ class TestDeath:
         result = host.send("vision.start_an_engine", str(mark))
         host.wait(mark.exists, description="the program")
         engine, replica, launcher = map(int, mark.read_text().split())
-        for pid in (killed.pid, launcher, replica):
-            os.kill(pid, signal.SIGKILL)
+        for pid in (killed.pid, launcher, replica):  # the last of them may have seen the end of the others
+            processes.kill(pid)
         host.wait(lambda: not processes.alive(replica), description="the end of its replica")
         assert processes.alive(engine)
         other = host.start("other", "--devices", "L4:1", env=QUICK)

@@ -25,9 +25,8 @@ def job(task_id: str = "a", retries: int = 0) -> Job:
     def ignore(*_: Any) -> None:
         pass
 
-    return Job(
-        1, "env.f", task_id, b"", ignore, ignore, ignore, ignore, None, None, True, ignore, 0.0, GROUP, retries=retries
-    )
+    quiet = (ignore, ignore, ignore, ignore)
+    return Job(1, "env.f", task_id, b"", *quiet, None, None, True, ignore, ignore, 0.0, GROUP, retries=retries)
 
 
 def test_attempts_count_for_each_message_until_the_task_ends() -> None:

@@ -14,7 +14,7 @@
 #   make clean    remove what these commands made
 
 .DEFAULT_GOAL := test
-.PHONY: setup test test-rabbitmq test-gpu lint format demo bench chaos walk lock clean
+.PHONY: setup test test-rabbitmq test-gpu lint lint-pyright lint-others format demo bench chaos walk lock clean
 
 # A name on PATH is not enough: a version manager's shim may stand for a version that is not installed, and some
 # systems ship Python without venv.
@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 test: setup lint
-	$(BIN)/python -m pytest -n 4 --dist worksteal tests --ignore=tests/benchmarks --ignore=tests/chaos --ignore=tests/rabbitmq --ignore=tests/gpu
+	$(BIN)/python -m pytest -n 5 --dist worksteal tests --ignore=tests/benchmarks --ignore=tests/chaos --ignore=tests/rabbitmq --ignore=tests/gpu
 
 test-rabbitmq: setup
 	tests/rabbitmq/install
@@ -44,11 +44,16 @@ test-gpu: setup
 	$(BIN)/python -m pytest tests/gpu
 
 lint: setup
+	$(MAKE) --no-print-directory -j 2 lint-pyright lint-others
+
+lint-pyright: setup
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+lint-others: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
-	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 format: setup
 	$(BIN)/ruff check --fix

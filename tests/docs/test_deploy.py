@@ -109,7 +109,7 @@ class TestSystemd:
                 stderr=subprocess.STDOUT,
             )
         try:
-            wait_until(lambda: " ready." in log.read_text(), 30, "the worker")
+            wait_until(lambda: " ready." in log.read_text(), 90, "the worker")
             client = [sys.executable, "burst.py", "20"]
             environ = {**os.environ, "FLYTE_CELERY_BROKER_URL": redis_url}
             answer = subprocess.run(client, cwd=DIGITS, env=environ, capture_output=True, text=True, timeout=60)

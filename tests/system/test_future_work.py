@@ -112,7 +112,7 @@ def wait_while_it_grows(project: Project, count: Callable[[], int], number: int)
 
 
 #: Retries that wait when their worker goes; `RETRIES=10000` by hand, which takes minutes.
-RETRIES = int(os.environ.get("RETRIES", "1000"))
+RETRIES = int(os.environ.get("RETRIES", "400"))
 
 
 @pytest.mark.slow

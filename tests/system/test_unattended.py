@@ -136,4 +136,6 @@ def test_two_workers_and_the_command_fail_each_task_once(project: Project) -> No
                 result.get(timeout=LONG)
         for command in commands:
             command.join(LONG)
+        # A caller may know of a failure a moment before its callback is in the queue.
+        project.wait(lambda: project.depth(module.lone.name) >= 300, LONG, "the callbacks")
         assert project.depth(module.lone.name) == 300, "one callback for each"

@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 test: setup lint
-	$(BIN)/python -m pytest -n 5 --dist worksteal tests --ignore=tests/benchmarks --ignore=tests/chaos --ignore=tests/rabbitmq --ignore=tests/gpu
+	$(BIN)/python -m pytest -n 4 --dist worksteal tests --ignore=tests/benchmarks --ignore=tests/chaos --ignore=tests/rabbitmq --ignore=tests/gpu
 
 test-rabbitmq: setup
 	tests/rabbitmq/install

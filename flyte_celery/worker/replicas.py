@@ -219,7 +219,7 @@ class Replicas:
                 self.send(replica, (wire.GO, number))
 
     def _has_slot(self, replica: Replica) -> bool:
-        if self._parked(replica) and self.live(replica.group) >= replica.group.limits.highest:
+        if self._parked(replica) and not self._has_seat(replica.group):
             return False
         job = replica.jobs.get(replica.resuming[0])
         if job is None or job.terminated or job.exceeded is not None:
@@ -227,6 +227,18 @@ class Replicas:
         if job.alone or replica.alone:
             return not replica.running
         return replica.running < replica.group.limits.concurrency
+
+    def _has_seat(self, group: Group) -> bool:
+        """Whether one may go on that does not count while it waits; others without a task end for that.
+
+        Those that have tasks will be without: what its parents wait for has ended, and is not among these.
+        """
+        for other in self.in_state(State.STARTING, State.READY, group=group):
+            if self.live(group) < group.limits.highest:
+                break
+            if not other.jobs and self.lasts(other):
+                self.step(other, Drain(StopReason.SURPLUS))
+        return self.live(group) < group.limits.highest
 
     def with_free_slot(self, group: Group, besides: Replica | None = None) -> Replica | None:
         """The oldest ready replica of a group that can take a task beside those that it has.

@@ -485,15 +485,19 @@ def test_states_before_the_last_are_no_results(proj: ModuleType, client: redis.R
 
 def test_messages_of_all_states_on_request(proj: ModuleType, client: redis.Redis) -> None:
     result = proj.nobody.AsyncResult("watched-progress")
-    timers = [threading.Timer(0.3, store, (client, "watched-progress", 1, "PROGRESS"))]
-    timers.append(threading.Timer(0.6, store, (client, "watched-progress", 2, "SUCCESS")))
-    for timer in timers:
-        timer.start()
     seen: list[Any] = []
-    assert result.get(timeout=PATIENCE, on_message=lambda meta: seen.append(meta["status"])) == 2
+
+    def go_on() -> None:
+        wait_until(lambda: "celery-task-meta-watched-progress" in client.pubsub_channels(), PATIENCE)
+        store(client, "watched-progress", 1, "PROGRESS")
+        wait_until(lambda: seen, PATIENCE)
+        store(client, "watched-progress", 2, "SUCCESS")
+
+    with ThreadPoolExecutor(1) as thread:
+        going = thread.submit(go_on)
+        assert result.get(timeout=PATIENCE, on_message=lambda meta: seen.append(meta["status"])) == 2
+        going.result()
     assert seen == ["PROGRESS", "SUCCESS"]
-    for timer in timers:
-        timer.join()
 
 
 def test_fork_in_the_middle(shared: Project) -> None:

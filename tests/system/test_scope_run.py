@@ -246,6 +246,14 @@ def test_a_killed_replica_is_replaced_and_its_tasks_run_again_in_their_run(proje
     assert not again & {int(mark.suffix[1:]) for mark in marks}
 
 
+def test_a_used_up_replica_goes_on_in_place_of_one_that_has_no_task(project: Project) -> None:
+    """Three tasks wait in it, and the fourth has run in another one, which then has nothing to do."""
+    project.start("one", "--max-tasks-per-child", "3")
+    first, *others = project.call("one.deep", 3)
+    assert others[:2] == [first, first]
+    assert others[2] != first
+
+
 def test_replicas_that_are_used_up_are_replaced_in_their_runs(project: Project) -> None:
     """With parents that wait in them: a run then has another replica beside the one that takes no more."""
     project.start("one", "--max-tasks-per-child", "3")
